@@ -1,0 +1,67 @@
+"""Losses: functions of scores and targets, blind to models and item tables.
+
+A loss is called with a `Scores` object and the targets. It asks for the scores it wants: of all items, or of some.
+
+Shapes: B sessions, D width, V items, K candidates.
+"""
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from sbr_core.table import LinearSoftmax
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scoring function of one batch: ``scores()`` is (B, V), ``scores(ids)`` is (B, K).
+
+    Args:
+        model: anything with ``score(query, ids)``.
+        query: what ``model.encode`` returned for the batch.
+    """
+
+    model: torch.nn.Module
+    query: object
+
+    def __call__(self, ids: Tensor | None = None) -> Tensor:
+        return self.model.score(self.query, ids)
+
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """(query (B, D), table (V+1, D)) where the scores are their plain product, else None."""
+        return self.model.linear(self.query)
+
+
+class FullSoftmax:
+    """Cross-entropy over the whole catalogue, mean over the batch: ``-log softmax(scores)[target]``.
+
+    Where the scores are a plain product of queries and table, value and gradient come from one fused operation that holds
+    the (B, V) probabilities once and writes the table's gradient where the optimizer reads it. Elsewhere it is
+    `torch.nn.functional.cross_entropy`.
+
+    Args:
+        precision: "fp32", or "bf16": the three large products and the softmax in bfloat16, parameters and sums in float32.
+        fused: use the fused operation where it applies (False: always the plain form).
+
+    Raises:
+        ValueError: on an unknown precision.
+
+    Source: specs of SR-GNN and of every full-softmax system; the papers' binary cross-entropy is used by no public code.
+    """
+
+    full_catalogue = True
+
+    def __init__(self, precision: str = "fp32", fused: bool = True):
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
+        self.dtype = torch.bfloat16 if precision == "bf16" else None
+        self.linear_softmax = LinearSoftmax() if fused else None
+
+    def __call__(self, scores: Scores, target: Int[Tensor, "B"]) -> Float[Tensor, ""]:
+        """Mean loss of the batch."""
+        pair = scores.linear() if self.linear_softmax else None
+        if pair is None:
+            return F.cross_entropy(scores().float(), target)
+        return self.linear_softmax(*pair, target, self.dtype)

@@ -1,0 +1,118 @@
+"""The two ways of using an item table, look-up and full softmax, with a gradient that is written once and in place.
+
+The table's gradient is as large as the table. Left to autograd, a step would allocate it twice (one dense gradient from the
+softmax, one from the look-up) and add the two: more time than the mathematics. Here the softmax writes its gradient into a
+buffer that outlives the step, and the look-up adds its few rows to that buffer. So ``loss.backward()`` leaves the sum in
+``table.grad`` as always, and repeated calls accumulate; `torch.autograd.grad` with respect to the table is not supported
+beside a full softmax. Without a full softmax, the look-up's gradient is an ordinary sparse one, as SparseAdam wants it.
+
+Shapes: B sessions, D width, V items; a table is (V + 1, D), its last row the padding.
+"""
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def lookup(table: Float[Tensor, "rows D"], ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+    """Rows of the table."""
+    return _Lookup.apply(table, ids)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.table = table
+        ctx.save_for_backward(ids)
+        return torch.nn.functional.embedding(ids, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (ids,) = ctx.saved_tensors
+        table, rows = ctx.table, grad.reshape(-1, grad.shape[-1])
+        if table.grad is not None and not table.grad.is_sparse:
+            table.grad.index_add_(0, ids.flatten(), rows)
+            return None, None
+        return torch.sparse_coo_tensor(ids.reshape(1, -1), rows, table.shape, check_invariants=False), None
+
+
+class Buffers:
+    """Large matrices that are used again at the next step instead of being allocated (and paged in) anew."""
+
+    def __init__(self):
+        self.held: dict[str, Tensor] = {}
+
+    def matrix(self, name: str, rows: int, columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised (rows, columns) matrix on the device of `like`; the last one of this name, if it still fits."""
+        dtype = dtype or like.dtype
+        held = self.held.get(name)
+        fits = held is not None and (held.dtype, held.device, held.shape[1]) == (dtype, like.device, columns)
+        if not fits or len(held) < rows:
+            held = self.held[name] = torch.empty(rows, columns, dtype=dtype, device=like.device)
+        return held[:rows]
+
+
+class LinearSoftmax:
+    """Mean cross-entropy of ``query @ table[:-1].T``, in buffers that are kept between calls.
+
+    With P = softmax(logits) and Y the one-hot targets: d query = (P - Y) table / B, d table = (P - Y)^T query / B. The
+    one-hot part is a handful of rows, so P is used as it is and these rows are added afterwards. The value is read off P at
+    the target; it saturates at 87 nats, where P underflows (the gradient does not).
+
+    One object serves one forward and backward pass at a time: a second forward pass reuses P, and a backward pass of the
+    first would then raise.
+    """
+
+    def __init__(self):
+        self.buffers = Buffers()
+
+    def __call__(
+        self,
+        query: Float[Tensor, "B D"],
+        table: Float[Tensor, "rows D"],
+        target: Int[Tensor, "B"],
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean loss; `dtype` is that of the three large products and of P (None: the query's)."""
+        return _LinearSoftmax.apply(query, table, target, dtype or query.dtype, self.buffers)
+
+
+class _LinearSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, table: Tensor, target: Tensor, dtype: torch.dtype, buffers: Buffers) -> Tensor:
+        items = table.detach()[:-1]
+        if dtype != table.dtype:
+            items = buffers.matrix("items", *items.shape, table, dtype).copy_(items)
+        logits = torch.mm(query.to(dtype), items.T, out=buffers.matrix("logits", len(query), len(items), table, dtype))
+        probs = torch.softmax(logits, dim=1, out=buffers.matrix("probs", *logits.shape, table, dtype))  # (B, V)
+        ctx.buffers, ctx.table = buffers, table
+        ctx.save_for_backward(query, items, target, probs)
+        chosen = probs.gather(1, target[:, None]).to(query.dtype)
+        return -chosen.clamp(min=torch.finfo(query.dtype).tiny).log().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        query, items, target, probs = ctx.saved_tensors
+        scale = grad / len(target)
+        grad_query = ((probs @ items).to(query.dtype) - ctx.table.detach()[target]) * scale
+        scaled = query.detach() * scale  # (B, D)
+        _add_to_grad(ctx.table, probs, scaled, ctx.buffers)
+        ctx.table.grad.index_add_(0, target, scaled, alpha=-1)
+        return grad_query, None, None, None, None
+
+
+def _add_to_grad(table: Tensor, probs: Tensor, scaled: Tensor, buffers: Buffers) -> None:
+    """``table.grad[:-1] += probs.T @ scaled``, into the kept buffer if the table has no gradient yet."""
+    fresh = table.grad is None
+    if fresh:
+        table.grad = buffers.matrix("grad", *table.shape, table)
+        table.grad[-1] = 0
+    into = table.grad[:-1]
+    if probs.dtype == table.dtype:
+        torch.addmm(into, probs.T, scaled, beta=0 if fresh else 1, out=into)
+    elif fresh:
+        into.copy_(probs.T @ scaled.to(probs.dtype))
+    else:
+        into.add_(probs.T @ scaled.to(probs.dtype))
