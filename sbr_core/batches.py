@@ -34,6 +34,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.items.to(device), self.lengths.to(device), self.target.to(device))
+
     @classmethod
     def of(cls, prefixes: list[list[int]], num_items: int, target: list[int] | None = None) -> "Batch":
         """A batch from Python lists of item ids, for a look at a few sessions."""
@@ -81,7 +85,7 @@ class Order:
             yield gather(windows, index, self.widths[step])
 
 
-def epoch_order(windows: Windows, batch_size: int, seed: int, epoch: int, block: int = 32) -> Order:
+def epoch_order(windows: Windows, batch_size: int, seed: int, epoch: int, block: int = 256) -> Order:
     """Shuffle an epoch so that the sessions of a batch have similar lengths.
 
     Examples are shuffled; inside each block of `block` batches they are sorted by length and cut into batches, and then

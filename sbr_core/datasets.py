@@ -8,9 +8,11 @@ Shapes: S sessions, E examples, V items.
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from sbr_core import cache, pickles, readers, synthetic
@@ -55,20 +57,26 @@ class Dataset:
         return self.test.prefixes() if self.rows is None else self.rows
 
     def index_of(self, raw_ids) -> np.ndarray:
-        """Rows 0..V-1 of raw item ids.
+        """Rows 0..V-1 of raw item ids (numbers may also come as text).
 
         Raises:
             DataError: an id that the dataset does not know.
         """
-        raw = np.asarray(raw_ids).astype(self.item_ids.dtype, copy=False)
-        order = np.argsort(self.item_ids, kind="stable")
-        place = np.searchsorted(self.item_ids, raw, sorter=order).clip(max=self.num_items - 1)
-        rows = order[place]
-        unknown = self.item_ids[rows] != raw
-        if unknown.any():
-            raise DataError(f"{self.name}: item {raw[unknown].flat[0]!s} is not among its {self.num_items} items; "
-                            "leave out items that training does not know")
+        raw = pd.Series(np.asarray(raw_ids).ravel())
+        if self.item_ids.dtype.kind == "U":
+            raw = raw.astype(str)
+        elif raw.dtype.kind not in "iu":
+            raw = pd.to_numeric(raw, errors="coerce")
+        rows = self._index.get_indexer(raw)
+        if (rows < 0).any():
+            unknown = np.asarray(raw_ids).ravel()[rows < 0][0]
+            raise DataError(f"{self.name}: item {unknown} is not among its {self.num_items} items; leave out items "
+                            "that training does not know")
         return rows
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.item_ids)
 
     def statistics(self) -> dict[str, int | float | str]:
         """The counts that papers print: sessions, clicks, examples, items, lengths, unknown test items.
@@ -97,8 +105,8 @@ def load(name: str | Path, root: Path | str | None = None) -> Dataset:
     """Load a dataset by name or folder, and check it against the counts the literature agrees on.
 
     Args:
-        name: demo; large:N (synthetic, N items); diginetica, yoochoose1_64, yoochoose1_64_dgtn, yoochoose1_4, meli2020;
-            or a folder that holds a training file (all_train_seq.txt, unaug_train.txt or train.txt) and test.txt.
+        name: demo; large:N (synthetic, N items); diginetica, yoochoose1_64, yoochoose1_64_dgtn, yoochoose1_4 or
+            meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt) and test.txt.
         root: the folder that holds the named datasets, each in a folder of its name or as its raw file (default:
             ``$SBR_DATA``, then the cache folder, into which what has an open URL is downloaded).
 
@@ -116,7 +124,7 @@ def load(name: str | Path, root: Path | str | None = None) -> Dataset:
     if name not in RAW:
         return from_folder(name)
     roots = [Path(root)] if root else [Path(p) for p in (os.environ.get("SBR_DATA"), cache.folder() / "data") if p]
-    found = next((place for place in map(lambda r: _place(r, name), roots) if place), None)
+    found = next(filter(None, (_place(place, name) for place in roots)), None)
     if found is None and name in URLS and not root:
         found = roots[-1] / name
         cache.download(URLS[name], found)
@@ -207,6 +215,9 @@ def from_folder(folder: Path | str, num_items: int | None = None, protocol: str 
     if source is None:
         raise DataError(f"{folder}: no training file; put one of {', '.join(TRAIN_FILES)} there")
     train, test = pickles.read_runs(source), pickles.read_runs(folder / "test.txt")
+    if train.session is not None:
+        raise DataError(f"{source}: its {len(train.session)} rows are not all prefixes of whole sessions (shuffled, or "
+                        "cut short); put the sessions themselves, a list of lists, in all_train_seq.txt")
     largest = int(max(train.items.max(), test.items.max()))
     num_items = num_items or largest
     if largest > num_items:

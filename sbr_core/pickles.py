@@ -41,6 +41,7 @@ class _ListsOnly(pickle.Unpickler):
     """An unpickler without names: no class, no function, hence nothing to call."""
 
     def find_class(self, module: str, name: str):
+        """Refuse every name."""
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 

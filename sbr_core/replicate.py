@@ -15,7 +15,7 @@ from sbr_core.evaluate import evaluate
 from sbr_core.models import build
 from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
-from sbr_core.sessions import Sessions
+from sbr_core.sessions import Sessions, Windows
 from sbr_core.train import TrainConfig, fit
 
 HELD_OUT = 0.1  # the latest share of the training sessions on which an epoch is picked
@@ -27,9 +27,9 @@ def new_model(recipe: Recipe, num_items: int, seed: int, device: str = "cpu"):
     return build(recipe.model, num_items, **recipe.arguments).to(device)
 
 
-def evaluator(sessions: Sessions, config: TrainConfig, train: Sessions | None = None, resamples: int = 500):
-    """A function of a model: its metrics on every prefix of these sessions, with 95 % session bootstrap intervals."""
-    windows = config.examples(sessions, augment=False)
+def evaluator(windows: Windows, config: TrainConfig, train: Sessions | None = None, resamples: int = 500):
+    """A function of a model: its metrics on these examples, with 95 % session bootstrap intervals."""
+    windows = config.truncate(windows)
     seen = None if train is None else occurring(train)
 
     def function(model) -> dict:
@@ -63,7 +63,10 @@ def replicate(
         return path
     config = dataclasses.replace(recipe.config, seed=seed)
     early, late = dataset.train.split_latest(HELD_OUT)
-    parts = {"select": (early, {"validation": late}), "final": (dataset.train, {"test": dataset.test})}
+    parts = {
+        "select": (early, {"validation": late.prefixes()}),
+        "final": (dataset.train, {"test": dataset.test_windows()}),
+    }
     epochs, watch = {}, records.Watch(device)
     for name, (train, held) in parts.items():
         model = new_model(recipe, dataset.num_items, seed, device)
@@ -71,9 +74,9 @@ def replicate(
             if name == "select":
                 continue
             model.fit(train.to(device))
-            epochs[name] = [{"epoch": 1} | {key: evaluator(s.to(device), config, train)(model) for key, s in held.items()}]
+            epochs[name] = [{"epoch": 1} | {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}]
             continue
-        evaluators = {key: evaluator(sessions.to(device), config, train.to(device)) for key, sessions in held.items()}
+        evaluators = {key: evaluator(w.to(device), config, train.to(device)) for key, w in held.items()}
         identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": name}
         examples = config.examples(train).to(device)
         folder = work / f"{path.stem}-{name}"

@@ -55,7 +55,7 @@ class TrainConfig:
     augmentation: str = "prefix"
     max_len: int | None = None
     keep: str = "last"
-    block: int = 32
+    block: int = 256
     compile: bool = False
 
     def __post_init__(self):
@@ -98,6 +98,7 @@ def fit(
     evaluators: dict[str, Callable[[nn.Module], dict]] | None = None,
     output: Path | str | None = None,
     run: dict | None = None,
+    after_epoch: Callable[[nn.Module, list[dict]], None] | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
 ) -> list[dict]:
@@ -110,6 +111,7 @@ def fit(
         output: folder of the checkpoint ``state.safetensors``. A run found there is continued where it stopped, in the middle
             of an epoch if need be, and ends with the weights that an uninterrupted run would have (bit for bit on a CPU).
         run: what identifies the run (JSON); a checkpoint of another run is refused.
+        after_epoch: called with the model and all epoch records so far, before the epoch's checkpoint is written.
         checkpoint_seconds: time between two checkpoints within an epoch.
         progress: show a bar on stderr.
 
@@ -126,6 +128,8 @@ def fit(
             for name, evaluator in (evaluators or {}).items():
                 record[name] = evaluator(model)
             state.epochs.append(record)
+            if after_epoch:
+                after_epoch(model, state.epochs)
             state.begin_epoch()
             state.save()
     return state.epochs

@@ -1,0 +1,112 @@
+"""How fast a training step is, beside the least that it could cost, measured in the same process.
+
+Shapes: B examples, D width, V items.
+"""
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from sbr_core.batches import Batch, epoch_order
+from sbr_core.evaluate import evaluate
+from sbr_core.losses import FullSoftmax
+from sbr_core.models.base import CountingModel
+from sbr_core.optim import make_optimizers
+from sbr_core.records import peak_rss_mb
+from sbr_core.sessions import Windows
+from sbr_core.train import TrainConfig, train_step
+
+
+def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
+    """Median milliseconds of a step and of its floor, interleaved so that both see the same machine.
+
+    The floor is what the recipe cannot avoid: the three products between (B, D) queries and the (V, D) table (scores, the
+    gradient of the queries, the gradient of the table) and one fused optimizer step over the table, in the same dtype.
+
+    Returns:
+        step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second (from
+        the median step), mean_width (mean L of the batches timed), peak_rss_mb.
+    """
+    if steps < 1:
+        raise ValueError(f"at least one step must be timed, got steps={steps}")
+    loss = FullSoftmax(config.precision)
+    optimizers = make_optimizers(model, config.lr, config.l2, sparse_table=not loss.full_catalogue)
+    encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
+    order = epoch_order(train, config.batch_size, config.seed, 0, config.block)
+    source = _endless(order, train)
+    floor = _floor(model, loss.dtype or torch.float32, config)
+    model.train()
+    step_times, floor_times, widths = [], [], []
+    for number in range(warmup + steps):
+        batch = next(source)
+        step_ms = _timed(lambda: train_step(model, loss, optimizers, batch, encode), train.device)  # noqa: B023
+        floor_ms = _timed(floor, train.device)
+        if number >= warmup:
+            step_times.append(step_ms)
+            floor_times.append(floor_ms)
+            widths.append(batch.items.shape[1])
+    step_ms = statistics.median(step_times)
+    return {
+        "step_ms": step_ms,
+        "mean_step_ms": statistics.mean(step_times),
+        "floor_ms": statistics.median(floor_times),
+        "floor_ratio": statistics.median(s / f for s, f in zip(step_times, floor_times, strict=True)),
+        "examples_per_second": config.batch_size / step_ms * 1e3,
+        "mean_width": statistics.mean(widths),
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "steps": steps,
+        "peak_rss_mb": peak_rss_mb(),
+        "device": str(train.device),
+    }
+
+
+def bench_evaluation(model: nn.Module, windows: Windows) -> dict:
+    """Seconds to rank the target of every example among all items, and milliseconds an example."""
+    seconds = _timed(lambda: evaluate(model, windows), windows.device) / 1e3
+    return {"evaluation_s": seconds, "evaluation_ms_per_example": 1e3 * seconds / len(windows), "examples": len(windows)}
+
+
+def bench(model: nn.Module, train: Windows, test: Windows, config: TrainConfig, steps: int = 50) -> dict:
+    """Training and evaluation speed of a neural model; evaluation speed of a counting one."""
+    if isinstance(model, CountingModel):
+        return bench_evaluation(model, test) | {"peak_rss_mb": peak_rss_mb(), "device": str(test.device)}
+    return bench_training(model, train, config, steps) | bench_evaluation(model, test)
+
+
+def _endless(order, train: Windows) -> Iterator[Batch]:
+    while True:
+        yield from order.batches(train)
+
+
+def _floor(model: nn.Module, dtype: torch.dtype, config: TrainConfig) -> Callable[[], None]:
+    """The unavoidable work of one step as a function."""
+    table = model.table.detach()
+    query = torch.randn(config.batch_size, table.shape[1], dtype=dtype, device=table.device)
+    items = table[:-1].to(dtype)
+    probs, queries, grad = query @ items.T, torch.empty_like(query), torch.empty_like(items)
+    parameter = nn.Parameter(table.clone())
+    parameter.grad = torch.randn_like(parameter) * 1e-3
+    optimizer = torch.optim.Adam([parameter], lr=config.lr, weight_decay=config.l2, fused=True)
+
+    def work() -> None:
+        torch.mm(query, items.T, out=probs)
+        torch.mm(probs, items, out=queries)
+        torch.mm(probs.T, query, out=grad)
+        optimizer.step()
+
+    return work
+
+
+def _timed(work: Callable, device: torch.device) -> float:
+    """Milliseconds, the device's queue included."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    work()
+    if cuda:
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begun)

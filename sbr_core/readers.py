@@ -1,0 +1,295 @@
+"""Raw click logs as compact arrays, read in chunks: the 33 million clicks of YOOCHOOSE fit in a laptop's memory.
+
+Every reader gives the same thing, `Clicks`: numbers of sessions and items in order of first appearance, times in whole
+milliseconds since 1970 (UTC), rows in the order of the file. Strings never outlive their chunk.
+
+Shapes: N clicks, S sessions, V items.
+"""
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sbr_core.pickles import DataError
+
+CHUNK = 1_000_000  # rows read at a time
+COPY_AGAIN = "copy it again from its source"
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """A click log, one row per click, in the order of the file.
+
+    Args:
+        session: (N,) number of the session, 0..S-1 in order of first appearance.
+        item: (N,) number of the item, 0..V-1 in order of first appearance.
+        time: (N,) milliseconds since 1970, UTC; of the day only, where the log knows no more (Diginetica).
+        session_ids: (S,) raw ids.
+        item_ids: (V,) raw ids.
+        offset: (N,) milliseconds to be added to `time`, where the log keeps them apart (Diginetica), else None.
+    """
+
+    session: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    session_ids: np.ndarray
+    item_ids: np.ndarray
+    offset: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.session)
+
+    @property
+    def exact(self) -> np.ndarray:
+        """(N,) milliseconds since 1970 of each click, as exactly as the log knows."""
+        return self.time if self.offset is None else self.time + self.offset
+
+    def cut_by_gap(self, seconds: int | float) -> "Clicks":
+        """Cut each user's clicks into sessions wherever more than `seconds` pass without a click.
+
+        For logs that have users where sessions should be. Rows come out grouped by user and sorted by time; the raw id
+        of a session is its user's.
+        """
+        if not seconds > 0:
+            raise ValueError(f"session_gap is a number of seconds above 0, got {seconds}")
+        order = np.lexsort((self.exact, self.session))
+        user, time = self.session[order], self.exact[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(user) != 0) | (np.diff(time) > seconds * 1000)
+        session = (new.cumsum() - 1).astype(np.int32)
+        return Clicks(session, self.item[order], time, self.session_ids[user[new]], self.item_ids)
+
+
+def read_log(path: Path | str, session: str = "session", item: str = "item", time: str = "time", sep: str | None = None,
+             chunk: int = CHUNK) -> Clicks:
+    """Read a click log of your own: CSV, TSV (also compressed) or Parquet, with a column each for session, item, time.
+
+    Args:
+        session, item: names of columns of ids: any text or whole numbers.
+        time: name of a column of seconds since 1970, or of ISO 8601 dates and times (UTC where no zone is given).
+        sep: what separates the columns; default a tab in ``*.tsv*``, else a comma.
+        chunk: rows read at a time.
+
+    Raises:
+        DataError: a missing, empty, truncated or unreadable file, a missing column (the columns found are listed), an
+            empty id or an unreadable time (the row is named).
+    """
+    path = Path(path)
+    columns = {"session": session, "item": item, "time": time}
+    if path.suffix in (".parquet", ".pq"):
+        return _collect(path, _parquet(path, columns, chunk))
+    sep = sep or ("\t" if ".tsv" in path.suffixes else ",")
+    return _collect(path, _csv(path, columns, sep, chunk, dtype=str), first_row=2)
+
+
+def read_yoochoose(path: Path | str, chunk: int = CHUNK) -> Clicks:
+    """Read ``yoochoose-clicks.dat`` (RecSys Challenge 2015): no header; session, time, item, category.
+
+    Raises:
+        DataError: as `read_log`; ids must be whole numbers >= 0.
+    """
+    names = ["session", "time", "item", "category"]
+    columns = {name: name for name in names[:3]}
+    return _collect(Path(path), _csv(Path(path), columns, ",", chunk, dtype={"time": str}, names=names), numbers=True)
+
+
+def read_diginetica(path: Path | str, chunk: int = CHUNK) -> Clicks:
+    """Read ``train-item-views.csv`` (CIKM Cup 2016), in either spelling of its header (session_id or sessionId).
+
+    `time` is the day, `offset` the timeframe: milliseconds since the session's first query, read as whole numbers.
+
+    Raises:
+        DataError: as `read_log`; ids and timeframes must be whole numbers >= 0.
+    """
+    path = Path(path)
+    found = {name.lower().replace("_", ""): name for name in _header(path, ";")}
+    plain = {"session": "sessionid", "item": "itemid", "time": "eventdate", "offset": "timeframe"}
+    columns = {ours: found.get(theirs, theirs) for ours, theirs in plain.items()}
+    chunks = _csv(path, columns, ";", chunk, dtype={columns["time"]: str})
+    return _collect(path, chunks, numbers=True, first_row=2)
+
+
+def read_meli(path: Path | str) -> Clicks:
+    """Read MeLi2020's gzip-compressed JSON lines: one user a line, whose item views are one session.
+
+    Searches (they carry text, no item) and the purchase are left out.
+
+    Raises:
+        DataError: a damaged file, or a line that is not of this form (the line is named).
+    """
+    path = Path(path)
+    return _collect(path, _meli_chunks(path), numbers=True)
+
+
+def _meli_chunks(path: Path, lines: int = 20_000) -> Iterator[pd.DataFrame]:
+    rows: list[tuple] = []
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            for event in json.loads(line)["user_history"]:
+                if event["event_type"] == "view":
+                    rows.append((number, event["event_info"], event["event_timestamp"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number} is no MeLi2020 record ({type(error).__name__}: {error}); a line is "
+                            '{"user_history": [{"event_info", "event_timestamp", "event_type"}, ...]}') from None
+        if number % lines == 0 and rows:
+            yield pd.DataFrame(rows, columns=["session", "item", "time"])
+            rows = []
+    if rows:
+        yield pd.DataFrame(rows, columns=["session", "item", "time"])
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a gzip file."""
+    _must_exist(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a complete gzip file ({error}); {COPY_AGAIN}") from None
+
+
+def _header(path: Path, sep: str) -> list[str]:
+    """Names of the columns of a CSV file."""
+    _must_exist(path)
+    with _damage(path):
+        return [str(name) for name in pd.read_csv(path, sep=sep, nrows=0).columns]
+
+
+def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, dtype, names: list[str] | None = None
+         ) -> Iterator[pd.DataFrame]:
+    """Chunks of the wanted columns, called by our names, from a CSV file with a header (or with given `names`)."""
+    _must_exist(path)
+    if names is None:
+        _must_have(path, columns, _header(path, sep), f"separated by {sep!r}")
+    ours = {theirs: ours for ours, theirs in columns.items()}
+    with _damage(path), pd.read_csv(path, sep=sep, names=names, usecols=list(ours), dtype=dtype, chunksize=chunk,
+                                    na_filter=False, low_memory=False, index_col=False) as chunks:
+        for part in chunks:
+            yield part.rename(columns=ours)
+
+
+def _parquet(path: Path, columns: dict[str, str], chunk: int) -> Iterator[pd.DataFrame]:
+    import pyarrow.parquet
+
+    _must_exist(path)
+    with _damage(path), pyarrow.parquet.ParquetFile(path) as file:
+        _must_have(path, columns, file.schema_arrow.names)
+        for batch in file.iter_batches(chunk, columns=list(columns.values())):
+            part = batch.to_pandas()
+            yield pd.DataFrame({ours: part[theirs] for ours, theirs in columns.items()})
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turns whatever a reader says of a damaged file into one error that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path}: the file is empty; {COPY_AGAIN}") from None
+    except Exception as error:  # the parsers raise errors of many kinds
+        raise DataError(f"{path}: damaged or of another form ({error}); {COPY_AGAIN}") from None
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; {COPY_AGAIN}")
+
+
+def _must_have(path: Path, columns: dict[str, str], found: list[str], how: str = "") -> None:
+    missing = [theirs for theirs in columns.values() if theirs not in found]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; the columns found {how} are {', '.join(found)}: say "
+                        "which is which with session=, item=, time= and sep=")
+
+
+def _collect(path: Path, chunks: Iterator[pd.DataFrame], numbers: bool = False, first_row: int = 1) -> Clicks:
+    """One `Clicks` from chunks with columns session, item, time (and offset)."""
+    ids: dict[str, dict] = {"session": {}, "item": {}}
+    parts: dict[str, list[np.ndarray]] = {"session": [], "item": [], "time": [], "offset": []}
+    row = first_row
+    for part in filter(len, chunks):
+        for name, known in ids.items():
+            column = _whole(path, part[name], row, name) if numbers else _text(path, part[name], row, name)
+            parts[name].append(_numbered(column, known))
+        parts["time"].append(_milliseconds(path, part["time"], row))
+        if "offset" in part:
+            parts["offset"].append(_whole(path, part["offset"], row, "timeframe").to_numpy())
+        row += len(part)
+    if row == first_row:
+        raise DataError(f"{path}: no clicks in it; {COPY_AGAIN}")
+    whole = {name: np.concatenate(arrays) if arrays else None for name, arrays in parts.items()}
+    return Clicks(**whole, session_ids=_raw(ids["session"]), item_ids=_raw(ids["item"]))
+
+
+def _numbered(column: pd.Series, known: dict) -> np.ndarray:
+    """Numbers of a column's ids in order of first appearance, going on where earlier chunks left off."""
+    codes, ids = pd.factorize(column)
+    numbers = np.fromiter((known.setdefault(raw, len(known)) for raw in ids.tolist()), np.int32, len(ids))
+    return numbers[codes]
+
+
+def _raw(known: dict) -> np.ndarray:
+    """Raw ids as an array: of ints where every id is a plain whole number, else of strings."""
+    ids = list(known)
+    try:
+        numbers = np.array(ids, np.int64)
+    except (ValueError, OverflowError):
+        return np.array(ids)
+    return numbers if isinstance(ids[0], int) or list(map(str, numbers.tolist())) == ids else np.array(ids)
+
+
+def _whole(path: Path, column: pd.Series, row: int, name: str) -> pd.Series:
+    """A column of whole numbers >= 0, or an error that names the first row where it is not."""
+    if column.dtype == np.int64 and column.min() >= 0:
+        return column
+    numbers = pd.to_numeric(column, errors="coerce")
+    bad = ~((numbers >= 0) & (numbers < 2**63) & (numbers % 1 == 0)).to_numpy(bool)
+    if bad.any():
+        raise _bad(path, column, bad, row, f"{name} must be a whole number, 0 to 2**63 - 1; correct or delete the row")
+    return column.astype("int64")
+
+
+def _text(path: Path, column: pd.Series, row: int, name: str) -> pd.Series:
+    """A column of ids as text; none may be missing."""
+    bad = column.isna().to_numpy(bool) | (column.astype(str) == "").to_numpy(bool)
+    if bad.any():
+        raise _bad(path, column, bad, row, f"the {name} is missing; correct or delete the row")
+    return column.astype(str)
+
+
+def _milliseconds(path: Path, column: pd.Series, row: int) -> np.ndarray:
+    """Times in milliseconds since 1970: from numbers (seconds), dates, or ISO 8601 text."""
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf":
+        seconds = column
+    elif pd.api.types.is_datetime64_any_dtype(column.dtype):
+        seconds = None
+    else:
+        seconds = pd.to_numeric(column, errors="coerce")
+        seconds = None if pd.isna(seconds.iloc[0]) else seconds
+    if seconds is not None:
+        bad = ~(seconds.abs() < 1e11).to_numpy(bool)  # also where it is no number
+        remedy = "time must be seconds since 1970 (divide milliseconds by 1000) in every row"
+        times = None if bad.any() else (seconds.astype("float64") * 1000).round().astype("int64").to_numpy()
+    else:
+        dates = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
+        bad = dates.isna().to_numpy(bool)
+        remedy = "time must be ISO 8601, such as 2014-04-07T10:51:09.277Z, or seconds since 1970, in every row"
+        times = None if bad.any() else dates.dt.as_unit("ms").astype("int64").to_numpy()
+    if bad.any():
+        raise _bad(path, column, bad, row, remedy)
+    return times
+
+
+def _bad(path: Path, column: pd.Series, bad: np.ndarray, row: int, remedy: str) -> DataError:
+    place = int(bad.argmax())
+    return DataError(f"{path}: row {row + place} holds {str(column.iloc[place])[:40]!r}; {remedy}")

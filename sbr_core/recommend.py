@@ -1,0 +1,115 @@
+"""From clicks to a ranked shelf: a trained model with the raw item ids it speaks.
+
+Shapes: B sessions, K recommendations, V items.
+"""
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sbr_core import checkpoints
+from sbr_core.batches import Batch
+from sbr_core.datasets import Dataset
+from sbr_core.models import build
+from sbr_core.models.base import CountingModel
+
+FILE = "model.safetensors"
+
+
+class Recommender:
+    """A model, the raw id of each of its items, and how often each was clicked in training.
+
+    Args:
+        model: trained; it is put into evaluation mode.
+        item_ids: (V,) raw ids, integers or strings.
+        counts: (V,) training clicks: what is recommended when nothing is known of a session.
+    """
+
+    def __init__(self, model: nn.Module, item_ids: np.ndarray, counts: torch.Tensor):
+        self.model, self.item_ids, self.counts = model.eval(), np.asarray(item_ids), counts.float()
+        self.index = {item: row for row, item in enumerate(self.item_ids.tolist())}
+        self.device = next(iter(model.state_dict().values())).device
+
+    @classmethod
+    def of(cls, model: nn.Module, dataset: Dataset) -> "Recommender":
+        """A recommender of a model that was trained on this dataset."""
+        return cls(model, dataset.item_ids, torch.bincount(dataset.train.clicks.long(), minlength=dataset.num_items))
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> "Recommender":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the folder holds no such file, or a damaged one.
+        """
+        tensors, info = checkpoints.read(Path(folder) / FILE, device)
+        item_ids = tensors.pop("item_ids").cpu().numpy() if "item_ids" in tensors else np.array(info["item_ids"])
+        counts = tensors.pop("counts")
+        model = build(info["model"], len(item_ids), **info["arguments"]).to(device)
+        if isinstance(model, CountingModel):
+            model.set_tables(tensors)
+        else:
+            model.load_state_dict(tensors)
+        return cls(model, item_ids, counts)
+
+    def save(self, folder: Path | str, name: str, arguments: dict) -> Path:
+        """Write the model to `folder`, with the `name` and `arguments` that `models.build` made it from."""
+        info, ids = {"model": name, "arguments": arguments}, {}
+        if np.issubdtype(self.item_ids.dtype, np.integer):
+            ids = {"item_ids": torch.as_tensor(self.item_ids.astype(np.int64))}
+        else:
+            info["item_ids"] = self.item_ids.tolist()
+        path = Path(folder) / FILE
+        checkpoints.write(path, self.model.state_dict() | ids | {"counts": self.counts}, info)
+        return path
+
+    def parse(self, text: str) -> list:
+        """Raw ids from a text such as "214,55,214", of the type that the catalogue has.
+
+        Raises:
+            ValueError: if the catalogue has integer ids and the text has something else.
+        """
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not np.issubdtype(self.item_ids.dtype, np.integer):
+            return words
+        try:
+            return [int(word) for word in words]
+        except ValueError as error:
+            raise ValueError(f"the items of this model are integers, separated by commas; got {text!r}") from error
+
+    def recommend(self, clicks: Sequence, k: int = 20) -> tuple[list, list[float]]:
+        """The `k` best next items after these clicks (raw ids, oldest first), and their scores.
+
+        Clicks that the model does not know are skipped with a warning; a session without any known click is answered with
+        the most popular items, scored by their share of the training clicks.
+        """
+        return self.recommend_batch([clicks], k)[0]
+
+    @torch.no_grad()
+    def recommend_batch(self, sessions: Sequence[Sequence], k: int = 20) -> list[tuple[list, list[float]]]:
+        """`recommend` for many sessions at once."""
+        if not 1 <= k <= len(self.item_ids):
+            raise ValueError(f"k must lie in 1..{len(self.item_ids)} (the catalogue), got {k}")
+        known = [self._rows(clicks) for clicks in sessions]
+        answers = [self._shelf(self.counts / self.counts.sum(), k) if not rows else None for rows in known]
+        asked = [number for number, rows in enumerate(known) if rows]
+        if asked:
+            batch = Batch.of([known[number] for number in asked], len(self.item_ids)).to(self.device)
+            for number, scores in zip(asked, self.model.score(self.model.encode(batch)), strict=True):
+                answers[number] = self._shelf(scores, k)
+        return answers
+
+    def _rows(self, clicks: Sequence) -> list[int]:
+        """Table rows of the known clicks."""
+        unknown = [click for click in clicks if click not in self.index]
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+            warnings.warn(f"{len(unknown)} of {len(clicks)} clicks are unknown to the model and skipped: {shown}", stacklevel=4)
+        return [self.index[click] for click in clicks if click in self.index]
+
+    def _shelf(self, scores: torch.Tensor, k: int) -> tuple[list, list[float]]:
+        best = scores.float().topk(k)
+        return self.item_ids[best.indices.cpu().numpy()].tolist(), best.values.tolist()

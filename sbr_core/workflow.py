@@ -1,0 +1,101 @@
+"""What the commands do, as functions that return what they print."""
+import time
+from pathlib import Path
+
+from sbr_core import bench as benchmarks
+from sbr_core.datasets import Dataset
+from sbr_core.evaluate import evaluate as rank_all
+from sbr_core.models.base import CountingModel
+from sbr_core.recipes import Recipe
+from sbr_core.recommend import Recommender
+from sbr_core.records import Watch
+from sbr_core.replicate import HELD_OUT, evaluator, new_model, occurring
+from sbr_core.train import fit
+
+
+def best_epoch(epochs: list[dict], part: str) -> dict:
+    """The epoch with the best MRR@20 on a part ("test" or "validation")."""
+    return max(epochs, key=lambda epoch: epoch[part]["MRR@20"])
+
+
+def train(
+    recipe: Recipe, dataset: Dataset, output: Path | None, validate: bool, device: str = "cpu", progress: bool = True
+) -> dict:
+    """Train, report the test after every epoch, keep a model for `Recommender.load` in `output`.
+
+    The model kept is that of the epoch picked on the held-out sessions if `validate`, else that of the last epoch.
+
+    Returns:
+        "best" (the epoch with the best test MRR@20: what the literature would print), "epochs", with `validate` "selected",
+        and the run's seconds and memory.
+    """
+    config, watch = recipe.config, Watch(device)
+    early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
+    train_part = early.to(device)
+    evaluators = {"test": evaluator(dataset.test_windows().to(device), config, train_part)}
+    if validate:
+        evaluators = {"validation": evaluator(late.prefixes().to(device), config, train_part)} | evaluators
+    model = new_model(recipe, dataset.num_items, config.seed, device)
+
+    def keep(model, epochs: list[dict]) -> None:
+        if output and (not validate or best_epoch(epochs, "validation") is epochs[-1]):
+            Recommender.of(model, dataset).save(output, recipe.model, recipe.arguments)
+
+    if isinstance(model, CountingModel):
+        model.fit(train_part)
+        epochs = [{"epoch": 1} | {name: function(model) for name, function in evaluators.items()}]
+        keep(model, epochs)
+    else:
+        identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "validate": validate}
+        examples = config.examples(early).to(device)
+        epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
+    best = best_epoch(epochs, "test")
+    result = {"model": recipe.model, "dataset": dataset.name, "seed": config.seed}
+    result["best"] = {name: best["test"][name] for name in ("HR@20", "MRR@20")} | {"epoch": best["epoch"]}
+    if validate:
+        picked = best_epoch(epochs, "validation")
+        result["selected"] = {key: picked[key] for key in ("epoch", "validation", "test")}
+    return result | {"epochs": epochs, "output": output and str(output)} | watch.read()
+
+
+def evaluate(
+    recipe: Recipe | None, checkpoint: Path | None, dataset: Dataset, ties: str, breakdown: bool, device: str = "cpu"
+) -> dict:
+    """Metrics of a counting system fitted on the spot (`recipe`), or of a trained model (`checkpoint`)."""
+    if checkpoint:
+        recommender = Recommender.load(checkpoint, device)
+        model = recommender.model
+        if recommender.item_ids.tolist() != dataset.item_ids.tolist():
+            raise ValueError(f"{checkpoint} was trained on another catalogue than {dataset.name}: the item ids differ")
+    else:
+        model = new_model(recipe, dataset.num_items, seed=0, device=device)
+        if not isinstance(model, CountingModel):
+            raise ValueError(f"{recipe.model} must be trained first: `sbr train --model {recipe.model} --output DIR`, then "
+                             "`sbr evaluate --checkpoint DIR`")
+        model.fit(dataset.train.to(device))
+    begun = time.perf_counter()
+    seen = occurring(dataset.train).to(device)
+    result = rank_all(model, dataset.test_windows().to(device), ties, seen)
+    report = result.metrics | {
+        "examples": len(result.ranks),
+        "ties": ties,
+        "HR@20 interval": list(result.interval("HR@20")),
+        "MRR@20 interval": list(result.interval("MRR@20")),
+        "unknown_targets": result.unknown_targets,
+        "unknown_clicks": result.unknown_clicks,
+        "seconds": time.perf_counter() - begun,
+    }
+    if breakdown:
+        counts = dataset.train.clicks.long().bincount(minlength=dataset.num_items)
+        report |= {"by_length": result.by_length(), "by_popularity": result.by_popularity(counts)}
+    return report
+
+
+def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> dict:
+    """Speed of a recipe on a dataset."""
+    model = new_model(recipe, dataset.num_items, recipe.config.seed, device)
+    if isinstance(model, CountingModel):
+        model.fit(dataset.train.to(device))
+    config = recipe.config
+    train_part, test = config.examples(dataset.train).to(device), config.truncate(dataset.test_windows()).to(device)
+    return {"model": recipe.model, "dataset": dataset.name} | benchmarks.bench(model, train_part, test, config, steps)

@@ -1,0 +1,111 @@
+"""The files around the package agree with each other."""
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from pybtex.database import parse_file
+
+import sbr_core
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMPORT_NAMES = {"typing_extensions": "typing-extensions", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    return [Requirement(line) for line in PROJECT["dependencies"] + extras["book"] + extras["test"]]
+
+
+def test_the_lock_holds_exact_versions_and_nothing_else():
+    lines = [line for line in read("requirements.lock").splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)  # no hosts, no paths, no +cpu
+    assert list(pins()) == sorted(pins()) and len(lines) == len(pins())
+    assert pins()["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_the_lock_satisfies_pyproject(requirement):
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_conda_users_get_the_same_versions():
+    environment = yaml.safe_load(read("environment.yml"))
+    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (from_pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    python = next(entry.split("=")[1] for entry in plain if entry.startswith("python="))
+    assert from_pip == ["-r requirements.lock", "-e ."]
+    assert {entry.split("=")[0] for entry in plain} == {"python", "pip"}  # conda pins nothing that the lock pins
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
+    assert f'python-version: "{python}"' in read(".github/workflows/ci.yml")
+
+
+def test_versions_agree():
+    assert yaml.safe_load(read("CITATION.cff"))["version"] == sbr_core.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", sbr_core.__version__)
+    assert PROJECT["dynamic"] == ["version"]
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the packages that a file imports, at the top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"sbr_core"}
+
+
+def test_the_package_imports_only_what_it_declares():
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    used = set().union(*(imported(path) for path in (ROOT / "sbr_core").rglob("*.py")))
+    optional = {"IPython", "triton"}  # only looked for where they are there
+    assert {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in used - optional} <= declared
+
+
+def test_every_subpackage_is_installed():
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "sbr_core").rglob("__init__.py")}
+    assert set(tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_the_reference_page_lists_every_module():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "sbr_core").rglob("*.py")}
+    modules = {name for name in modules if not name.endswith("__init__")} - {"sbr_core.__main__"}
+    listed = re.findall(r"^\.\. automodule:: (\S+)$", read("book/api.md"), re.MULTILINE)
+    assert sorted(listed) == sorted(modules)
+
+
+def test_citations_are_complete():
+    works = yaml.safe_load(read("CITATION.cff"))["references"]
+    assert len(works) == 5
+    library = parse_file(ROOT / "book" / "references.bib")
+    titles = {re.sub(r"[{}]", "", entry.fields["title"]).lower() for entry in library.entries.values()}
+    assert {work["title"].lower() for work in works} <= titles
+    for key, entry in library.entries.items():
+        assert entry.persons["author"] and entry.fields["title"], key
+    dois = [entry.fields["doi"] for entry in library.entries.values() if "doi" in entry.fields]
+    assert len(dois) == len(set(dois))
+    assert {work["doi"] for work in works if "doi" in work} <= set(dois)
+
+
+def test_the_commands_are_there():
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    assert {"book", "test", "lab", "notebooks", "bench", "clean"} <= targets
+    assert read(".ci/run").splitlines()[-1] == "exec make test"
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
