@@ -2,6 +2,7 @@
 
 Shapes: B examples, L positions (the longest input *of the batch*), E examples of the epoch, V items.
 """
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

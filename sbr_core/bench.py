@@ -2,6 +2,7 @@
 
 Shapes: B examples, D width, V items.
 """
+
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from torch import nn
 
 from sbr_core.batches import Batch, epoch_order
 from sbr_core.evaluate import evaluate
-from sbr_core.losses import FullSoftmax
-from sbr_core.models.base import CountingModel
+from sbr_core.losses import FullSoftmax, Scores
+from sbr_core.models.base import CountingModel, SessionModel
 from sbr_core.optim import make_optimizers
 from sbr_core.records import peak_rss_mb
 from sbr_core.sessions import Windows
@@ -22,12 +23,13 @@ from sbr_core.train import TrainConfig, train_step
 def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
     """Median milliseconds of a step and of its floor, interleaved so that both see the same machine.
 
-    The floor is what the recipe cannot avoid: the three products between (B, D) queries and the (V, D) table (scores, the
+    The floor is what the recipe cannot avoid: the three products between (B, D) queries and the (V, D) table (scores,
+        the
     gradient of the queries, the gradient of the table) and one fused optimizer step over the table, in the same dtype.
 
     Returns:
-        step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second (from
-        the median step), mean_width (mean L of the batches timed), peak_rss_mb.
+        step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second
+        (from the median step), mean_width (mean L of the batches timed), peak_rss_mb.
     """
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
@@ -66,7 +68,11 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
 def bench_evaluation(model: nn.Module, windows: Windows) -> dict:
     """Seconds to rank the target of every example among all items, and milliseconds an example."""
     seconds = _timed(lambda: evaluate(model, windows), windows.device) / 1e3
-    return {"evaluation_s": seconds, "evaluation_ms_per_example": 1e3 * seconds / len(windows), "examples": len(windows)}
+    return {
+        "evaluation_s": seconds,
+        "evaluation_ms_per_example": 1e3 * seconds / len(windows),
+        "examples": len(windows),
+    }
 
 
 def bench(model: nn.Module, train: Windows, test: Windows, config: TrainConfig, steps: int = 50) -> dict:
@@ -110,3 +116,39 @@ def _timed(work: Callable, device: torch.device) -> float:
     if cuda:
         torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - begun)
+
+
+SOFTMAX_FORMS = (("plain", "fp32"), ("chunked", "fp32"), ("kept", "fp32"), ("kept", "bf16"))
+
+
+def bench_softmax(num_items: int, batch_size: int = 100, dim: int = 100, repeats: int = 7, device: str = "cpu") -> dict:
+    """Milliseconds of value and gradients of the full softmax in each of its forms, interleaved, median of `repeats`.
+
+    Returns:
+        num_items, batch_size, dim, and one key "form precision" per form of `losses.FullSoftmax`.
+    """
+    model = _Table(num_items, dim).to(device)
+    query = torch.randn(batch_size, dim, device=device, requires_grad=True)
+    target = torch.randint(num_items, (batch_size,), device=device)
+    losses = {f"{form} {precision}": FullSoftmax(precision, form) for form, precision in SOFTMAX_FORMS}
+    times: dict[str, list[float]] = {name: [] for name in losses}
+
+    def work(loss: FullSoftmax) -> None:
+        model.zero_grad(set_to_none=True)
+        loss(Scores(model, query), target).backward()
+
+    for repeat in range(repeats + 2):
+        for name, loss in losses.items():
+            milliseconds = _timed(lambda: work(loss), query.device)  # noqa: B023
+            if repeat >= 2:
+                times[name].append(milliseconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"num_items": num_items, "batch_size": batch_size, "dim": dim} | medians
+
+
+class _Table(SessionModel):
+    """An item table and nothing else."""
+
+    def __init__(self, num_items: int, dim: int):
+        super().__init__(num_items, dim)
+        nn.init.normal_(self.table, std=dim**-0.5)

@@ -1,4 +1,5 @@
-"""Checkpoints: one safetensors file each, its header holding the JSON; written beside and renamed, so never half a file."""
+"""Checkpoints: safetensors files with a JSON header, written beside and renamed, so that there is never half a file."""
+
 import json
 import os
 from pathlib import Path
@@ -39,7 +40,9 @@ def read(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt", device=device) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["info"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of this package ({error}); delete it and train again") from error
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of this package ({error}); delete it and train again"
+        ) from error
 
 
 def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 Exit codes: 0 done, 1 wrong input, 130 interrupted.
 """
+
 import dataclasses
 import json
 import sys
@@ -13,7 +14,9 @@ from typing import Annotated
 import click
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("``--json``")[0])
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("``--json``")[0]
+)
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what they hold, preparing them.")
 app.add_typer(data_app, name="data")
 
@@ -21,7 +24,9 @@ ModelName = Annotated[str, typer.Option("--model", help="A system of `sbr_core.m
 DatasetName = Annotated[str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, or a folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Constructor argument of the model: --set steps=2. Repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Constructor argument of the model: --set steps=2. Repeatable.")
+]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
 
 
@@ -94,7 +99,10 @@ def data_list(as_json: Json = False) -> None:
     """Every dataset, whether it is on this machine, and how to get it."""
     from sbr_core import datasets
 
-    _print({row.pop("name"): row if as_json else f"{row['status']:10} {row['note']}" for row in datasets.catalogue()}, as_json)
+    _print(
+        {row.pop("name"): row if as_json else f"{row['status']:10} {row['note']}" for row in datasets.catalogue()},
+        as_json,
+    )
 
 
 @data_app.command("stats")
@@ -113,7 +121,10 @@ def data_prepare(dataset: DatasetName = "demo", as_json: Json = False) -> None:
     begun = time.perf_counter()
     found = datasets.load(dataset)
     seconds = time.perf_counter() - begun
-    _print({"dataset": found.name, "fingerprint": found.fingerprint, "protocol": found.protocol, "seconds": seconds}, as_json)
+    _print(
+        {"dataset": found.name, "fingerprint": found.fingerprint, "protocol": found.protocol, "seconds": seconds},
+        as_json,
+    )
 
 
 @app.command()
@@ -122,8 +133,12 @@ def train(
     dataset: DatasetName = "demo",
     epochs: Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")] = None,
     seed: int = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")] = None,
-    validate: Annotated[bool, typer.Option(help="Hold out the latest tenth of the sessions and pick an epoch on it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option(help="Hold out the latest tenth of the sessions and pick an epoch on it.")
+    ] = False,
     precision: Precision = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -137,9 +152,13 @@ def train(
     """Train a system by its published recipe; the test is reported after every epoch."""
     from sbr_core import datasets, workflow
 
-    options = dict(epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience)
+    options = dict(
+        epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience
+    )
     recipe = _recipe(model, dataset, set_, seed=seed, **options)
-    result = workflow.train(recipe, datasets.load(dataset), output, validate, _device(device), progress=sys.stderr.isatty())
+    result = workflow.train(
+        recipe, datasets.load(dataset), output, validate, _device(device), progress=sys.stderr.isatty()
+    )
     if not as_json:
         for epoch in result.pop("epochs"):
             print(f"epoch {epoch['epoch']}: HR@20 {epoch['test']['HR@20']:.2f}  MRR@20 {epoch['test']['MRR@20']:.2f}")
@@ -188,9 +207,13 @@ def recommend(
 
 @app.command()
 def bench(
-    model: ModelName,
+    model: ModelName = "sr-gnn",
     dataset: DatasetName = "demo",
     steps: int = 50,
+    softmax: Annotated[
+        str | None,
+        typer.Option(help="Instead: time the forms of the full softmax at these numbers of items, e.g. 1000,40000."),
+    ] = None,
     precision: Precision = None,
     batch_size: int | None = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
@@ -200,7 +223,13 @@ def bench(
 ) -> None:
     """Time of a training step beside its floor, of the evaluation, and peak memory."""
     from sbr_core import datasets, workflow
+    from sbr_core.bench import bench_softmax
 
+    if softmax:
+        counts = [int(count) for count in softmax.split(",")]
+        rows = [bench_softmax(count, batch_size or 100, device=_device(device)) for count in counts]
+        _print({"softmax": rows}, as_json)
+        return
     recipe = _recipe(model, dataset, set_, precision=precision, batch_size=batch_size, compile=compile_ or None)
     _print(workflow.bench(recipe, datasets.load(dataset), steps, _device(device)), as_json)
 
@@ -217,7 +246,7 @@ def replicate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Select run, final run and record of each recipe, one after another; what is recorded or half done is not done again."""
+    """Select run, final run and record of each recipe, in turn; what is recorded or half done is not done again."""
     from sbr_core import datasets
     from sbr_core.replicate import replicate as run
 

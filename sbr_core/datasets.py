@@ -133,6 +133,19 @@ def load(name: str | Path, root: Path | str | None = None) -> Dataset:
     return _checked(_from_raw(name, found) if found.is_file() else _from_copy(name, found), found)
 
 
+def catalogue() -> list[dict[str, str]]:
+    """Every named dataset: name, status ("ready", "to download", "missing") and a note on where it comes from."""
+    roots = [Path(p) for p in (os.environ.get("SBR_DATA"), cache.folder() / "data") if p]
+    rows = [{"name": "demo", "status": "ready", "note": "a synthetic shop with a known law, made on the spot"}]
+    rows.append({"name": "large:N", "status": "ready", "note": "a synthetic log over N items, made on the spot"})
+    for name, (_, _, origin) in RAW.items():
+        found = next(filter(None, (_place(root, name) for root in roots)), None)
+        status = "ready" if found else "to download" if name in URLS else "missing"
+        note = f"fetched at first use, or prepared from {origin}" if name in URLS else f"put in place {origin}"
+        rows.append({"name": name, "status": status, "note": str(found) if found else note})
+    return rows
+
+
 def from_log(path: Path | str, session: str = "session", item: str = "item", time: str = "time",
              protocol: Protocol | str = "srgnn", session_gap: int | float | None = None,
              test_seconds: int | float | None = None, sep: str | None = None) -> Dataset:

@@ -2,6 +2,7 @@
 
 Shapes: E examples, B examples of a chunk, V items, S sessions.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,8 @@ class Evaluation:
         labels: (E,) the targets.
         ties: the tie policy: an item that scores exactly as the target counts before it ("conservative"), after it
             ("standard"), or half and half ("median").
-        unknown_targets, unknown_clicks: examples whose target never occurs in training, and examples with such a click in
-            the input; None where the training items were not given. They are counted in every metric.
+        unknown_targets, unknown_clicks: examples whose target never occurs in training, and examples with such a
+            click in the input; None where the training items were not given. They are counted in every metric.
     """
 
     ranks: Float[Tensor, "E"]
@@ -43,7 +44,9 @@ class Evaluation:
     def values(self, metric: str) -> Float[Tensor, "E"]:
         """Each example's contribution to a metric named as "HR@20", "MRR@20" or "NDCG@20", between 0 and 1."""
         name, _, cutoff = metric.partition("@")
-        formula = {"HR": torch.ones_like, "MRR": torch.reciprocal, "NDCG": lambda rank: 1 / torch.log2(rank + 1)}.get(name)
+        formula = {"HR": torch.ones_like, "MRR": torch.reciprocal, "NDCG": lambda rank: 1 / torch.log2(rank + 1)}.get(
+            name
+        )
         if formula is None or not cutoff.isdigit() or int(cutoff) < 1:
             raise ValueError(f"a metric is HR@K, MRR@K or NDCG@K with K >= 1, got {metric!r}")
         return torch.where(self.ranks <= int(cutoff), formula(self.ranks), 0.0)
@@ -57,7 +60,9 @@ class Evaluation:
         """HR, MRR and NDCG at 5, 10 and 20, in percent."""
         return {f"{name}@{k}": self.metric(f"{name}@{k}") for name in ("HR", "MRR", "NDCG") for k in CUTOFFS}
 
-    def interval(self, name: str = "MRR@20", resamples: int = 1000, seed: int = 0, by: str = "session") -> tuple[float, float]:
+    def interval(
+        self, name: str = "MRR@20", resamples: int = 1000, seed: int = 0, by: str = "session"
+    ) -> tuple[float, float]:
         """95 % bootstrap interval of a metric in percent.
 
         Args:
@@ -67,7 +72,9 @@ class Evaluation:
             raise ValueError(f"resample by 'session' or by 'example', got {by!r}")
         groups = self.session.long() if by == "session" else torch.arange(len(self.session))
         _, groups = groups.unique(return_inverse=True)
-        total = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, self.values(name).double())
+        total = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(
+            0, groups, self.values(name).double()
+        )
         count = torch.zeros_like(total).index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
         generator = torch.Generator().manual_seed(seed)
         means = []
@@ -108,7 +115,9 @@ def ranks_from_scores(
     if ties not in TIES:
         raise ValueError(f"ties is one of {', '.join(TIES)}, got {ties!r}")
     mine = scores.gather(1, target[:, None])  # (B, 1)
-    flags = (buffers or Buffers()).matrix("flags", *scores.shape, scores, torch.float32)  # counts 30 x faster than booleans
+    flags = (buffers or Buffers()).matrix(
+        "flags", *scores.shape, scores, torch.float32
+    )  # counts 30 x faster than booleans
     above = torch.gt(scores, mine, out=flags).sum(1)
     at_least = above + 1 if ties == "standard" else torch.ge(scores, mine, out=flags).sum(1)
     if bool(scores.amax(1).isnan().any()):

@@ -2,6 +2,7 @@
 
 Shapes: B sessions, L positions, D width.
 """
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Optimizers and the learning-rate schedule, decided where model and loss meet."""
+
 import torch
 from torch import nn
 
@@ -20,7 +21,9 @@ def make_optimizers(
     if lr <= 0 or l2 < 0:
         raise ValueError(f"lr must be positive and l2 not negative, got lr={lr} and l2={l2}")
     if sparse_table and l2:
-        raise ValueError(f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0 or use a full softmax")
+        raise ValueError(
+            f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0 or use a full softmax"
+        )
     sparse = [p for name, p in model.named_parameters() if sparse_table and name == "table"]
     dense = [p for name, p in model.named_parameters() if not (sparse_table and name == "table")]
     optimizers = [torch.optim.SparseAdam(sparse, lr=lr)] if sparse else []
@@ -34,8 +37,8 @@ def learning_rate(epoch: int, lr: float, decay: float = 0.1, every: int | None =
 
     Args:
         every: epochs between two decays; None for a constant rate.
-        offset: 0 is the schedule that the papers mean. 1 is what the public code of SR-GNN and TAGNN does on PyTorch 1.1 and
-            later, where stepping the scheduler at the *start* of an epoch skips the first value.
+        offset: 0 is the schedule that the papers mean. 1 is what the public code of SR-GNN and TAGNN does on PyTorch
+            1.1 and later, where stepping the scheduler at the *start* of an epoch skips the first value.
     """
     return lr if every is None else lr * decay ** ((epoch + offset) // every)
 

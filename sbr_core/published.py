@@ -1,4 +1,5 @@
 """Every number that the five works print, as data: nothing is typed into a chapter."""
+
 from importlib.resources import files
 
 import pandas as pd
@@ -10,8 +11,8 @@ def table(name: str = "accuracy") -> pd.DataFrame:
     """Published numbers in long form.
 
     Args:
-        name: "accuracy" (columns source, table, method, dataset, metric, value; percent) or "dataset_statistics" (source,
-            table, dataset, statistic, value).
+        name: "accuracy" (columns source, table, method, dataset, metric, value; percent) or "dataset_statistics"
+            (source, table, dataset, statistic, value).
 
     Raises:
         ValueError: if there is no such table.

@@ -1,4 +1,5 @@
 """Published settings: model x dataset -> constructor arguments and training configuration, each with its origin."""
+
 from dataclasses import dataclass, field
 
 from sbr_core.train import TrainConfig
@@ -25,15 +26,15 @@ _SRGNN = Recipe(
     "sr-gnn",
     {"dim": 100, "steps": 1},
     TrainConfig(epochs=6, batch_size=100, lr=1e-3, lr_decay=0.1, lr_every=3, l2=1e-5),
-    "SR-GNN paper section 4.3 and public code: d 100, batch 100, Adam 0.001 x 0.1 every 3 epochs, L2 1e-5. The code allows 30 "
-    "epochs; from epoch 7 on its rate is 1e-5 and nothing moves, so this stops at 6",
+    "SR-GNN paper section 4.3 and public code: d 100, batch 100, Adam 0.001 x 0.1 every 3 epochs, L2 1e-5. The code "
+    "allows 30 epochs; from epoch 7 on its rate is 1e-5 and nothing moves, so this stops at 6",
 )
 _GRU4REC = Recipe(
     "gru4rec",
     {"dim": 100, "dropout": 0.25},
     TrainConfig(epochs=6, batch_size=100, lr=1e-3, lr_decay=0.1, lr_every=3, l2=0.0),
-    "sequence-to-one form of the scalable-losses dissertation (one GRU layer); width, dropout, rate and decay are ours, the "
-    "dissertation does not print them",
+    "sequence-to-one form of the scalable-losses dissertation (one GRU layer); width, dropout, rate and decay are "
+    "ours, the dissertation does not print them",
 )
 
 
@@ -42,8 +43,8 @@ def _stamp(lr: float, clip_norm: float) -> Recipe:
         "stamp",
         {"dim": 100, "add_mean": True, "biases": False, "clip_norm": clip_norm},
         TrainConfig(epochs=8, batch_size=512, lr=lr, lr_every=None, l2=0.0),
-        "public code of STAMP and its committed logs: d 100, batch 512, Adam without decay, m_s added to m_a, no biases, "
-        "look-ups clipped; 10 epochs there, 8 here",
+        "public code of STAMP and its committed logs: d 100, batch 512, Adam without decay, m_s added to m_a, no "
+        "biases, look-ups clipped; 10 epochs there, 8 here",
     )
 
 

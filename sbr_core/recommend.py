@@ -2,6 +2,7 @@
 
 Shapes: B sessions, K recommendations, V items.
 """
+
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +84,8 @@ class Recommender:
     def recommend(self, clicks: Sequence, k: int = 20) -> tuple[list, list[float]]:
         """The `k` best next items after these clicks (raw ids, oldest first), and their scores.
 
-        Clicks that the model does not know are skipped with a warning; a session without any known click is answered with
-        the most popular items, scored by their share of the training clicks.
+        Clicks that the model does not know are skipped with a warning; a session without any known click is answered
+        with the most popular items, scored by their share of the training clicks.
         """
         return self.recommend_batch([clicks], k)[0]
 
@@ -107,7 +108,9 @@ class Recommender:
         unknown = [click for click in clicks if click not in self.index]
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
-            warnings.warn(f"{len(unknown)} of {len(clicks)} clicks are unknown to the model and skipped: {shown}", stacklevel=4)
+            warnings.warn(
+                f"{len(unknown)} of {len(clicks)} clicks are unknown to the model and skipped: {shown}", stacklevel=4
+            )
         return [self.index[click] for click in clicks if click in self.index]
 
     def _shelf(self, scores: torch.Tensor, k: int) -> tuple[list, list[float]]:

@@ -1,4 +1,5 @@
-"""Records: what a run did and what it measured, one JSON file each, append-only; the book's tables are computed from them."""
+"""Records: what a run did and measured, one JSON file each, append-only; the book's tables are computed from them."""
+
 import json
 import os
 import platform
@@ -49,7 +50,7 @@ def peak_rss_mb() -> float:
 
 
 def both_columns(epochs: dict[str, list[dict]], metrics=("HR@20", "MRR@20")) -> dict:
-    """The two protocols of a pair of runs: best test value per metric, and the test at the epoch picked without the test."""
+    """Both protocols of a pair of runs: best test value per metric, and the test at the epoch picked without it."""
     final = epochs["final"]
     best = {}
     for name in metrics:

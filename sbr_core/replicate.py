@@ -1,9 +1,11 @@
 """One published row repeated: a select run, a final run, and one record with both columns.
 
-The *select* run trains on all but the latest tenth of the training sessions and picks one epoch by MRR@20 on that tenth. The
-*final* run trains on all of them and reports the test after every epoch. Its best values, each metric for itself, are what
-the literature prints ("as published"); its value at the epoch that the select run picked is the honest one.
+The *select* run trains on all but the latest tenth of the training sessions and picks one epoch by MRR@20 on that
+tenth. The *final* run trains on all of them and reports the test after every epoch. Its best values, each metric for
+itself, are what the literature prints ("as published"); its value at the epoch that the select run picked is the
+honest one.
 """
+
 import dataclasses
 from pathlib import Path
 
@@ -74,7 +76,9 @@ def replicate(
             if name == "select":
                 continue
             model.fit(train.to(device))
-            epochs[name] = [{"epoch": 1} | {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}]
+            epochs[name] = [
+                {"epoch": 1} | {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}
+            ]
             continue
         evaluators = {key: evaluator(w.to(device), config, train.to(device)) for key, w in held.items()}
         identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": name}

@@ -6,6 +6,7 @@ make new windows or new offsets; the clicks themselves are never copied.
 
 Shapes: N clicks, S sessions, E examples, V items. Item ids are 0..V-1; V itself is the padding id.
 """
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -95,7 +96,9 @@ class Sessions:
     times: Int[Tensor, "S"] | None = None
 
     @classmethod
-    def from_lists(cls, sessions: Iterable[Sequence[int]], num_items: int, times: Sequence[int] | None = None) -> "Sessions":
+    def from_lists(
+        cls, sessions: Iterable[Sequence[int]], num_items: int, times: Sequence[int] | None = None
+    ) -> "Sessions":
         """Build from Python lists of item ids 0..num_items-1."""
         sessions = [list(session) for session in sessions]
         lengths = torch.tensor([0] + [len(session) for session in sessions])
@@ -156,7 +159,7 @@ class Sessions:
         return self._windows(lambda begin, end, position: (position - 1, end - 1))
 
     def _windows(self, rule) -> Windows:
-        """One example for each click that is not a session's first; `rule` maps (begin, end, position) to (start, target)."""
+        """One example for each click but a session's first; `rule` maps (begin, end, position) to (start, target)."""
         lengths = self.lengths
         session = torch.arange(len(self), device=lengths.device).repeat_interleave(lengths)
         position = torch.arange(len(session), device=lengths.device) + self.offsets[0]

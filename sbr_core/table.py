@@ -1,13 +1,15 @@
 """The two ways of using an item table, look-up and full softmax, with a gradient that is written once and in place.
 
-The table's gradient is as large as the table. Left to autograd, a step would allocate it twice (one dense gradient from the
-softmax, one from the look-up) and add the two: more time than the mathematics. Here the softmax writes its gradient into a
-buffer that outlives the step, and the look-up adds its few rows to that buffer. So ``loss.backward()`` leaves the sum in
-``table.grad`` as always, and repeated calls accumulate; `torch.autograd.grad` with respect to the table is not supported
-beside a full softmax. Without a full softmax, the look-up's gradient is an ordinary sparse one, as SparseAdam wants it.
+The table's gradient is as large as the table. Left to autograd, a step would allocate it twice (one dense gradient
+from the softmax, one from the look-up) and add the two: more time than the mathematics. Here the softmax writes its
+gradient into a buffer that outlives the step, and the look-up adds its few rows to that buffer. So
+``loss.backward()`` leaves the sum in ``table.grad`` as always, and repeated calls accumulate; `torch.autograd.grad`
+with respect to the table is not supported beside a full softmax. Without a full softmax, the look-up's gradient is an
+ordinary sparse one, as SparseAdam wants it.
 
 Shapes: B sessions, D width, V items; a table is (V + 1, D), its last row the padding.
 """
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,7 +46,7 @@ class Buffers:
         self.held: dict[str, Tensor] = {}
 
     def matrix(self, name: str, rows: int, columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised (rows, columns) matrix on the device of `like`; the last one of this name, if it still fits."""
+        """An uninitialised (rows, columns) matrix on the device of `like`: the last one of this name, if it fits."""
         dtype = dtype or like.dtype
         held = self.held.get(name)
         fits = held is not None and (held.dtype, held.device, held.shape[1]) == (dtype, like.device, columns)
@@ -57,10 +59,11 @@ class LinearSoftmax:
     """Mean cross-entropy of ``query @ table[:-1].T``, in buffers that are kept between calls.
 
     With P = softmax(logits) and Y the one-hot targets: d query = (P - Y) table / B, d table = (P - Y)^T query / B. The
-    one-hot part is a handful of rows, so P is used as it is and these rows are added afterwards. The value is read off P at
-    the target; it saturates at 87 nats, where P underflows (the gradient does not).
+    one-hot part is a handful of rows, so P is used as it is and these rows are added afterwards. The value is read
+    off P at the target; it saturates at 87 nats, where P underflows (the gradient does not).
 
-    One object serves one forward and backward pass at a time: a second forward pass reuses P, and a backward pass of the
+    One object serves one forward and backward pass at a time: a second forward pass reuses P, and a backward pass of
+        the
     first would then raise.
     """
 

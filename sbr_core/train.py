@@ -2,6 +2,7 @@
 
 Shapes: B examples of a batch.
 """
+
 import signal
 import threading
 import time
@@ -79,7 +80,11 @@ class TrainConfig:
 
 
 def train_step(
-    model: nn.Module, loss: Callable, optimizers: list[torch.optim.Optimizer], batch: Batch, encode: Callable | None = None
+    model: nn.Module,
+    loss: Callable,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    encode: Callable | None = None,
 ) -> Tensor:
     """One step; returns the loss, still on the device."""
     value = loss(Scores(model, (encode or model.encode)(batch)), batch.target)
@@ -106,10 +111,11 @@ def fit(
 
     Args:
         train: the examples, on the model's device.
-        evaluators: name -> function of the model, called after every epoch; their results enter the epoch's record. The one
-            named "validation" steers `patience` and must return "MRR@20".
-        output: folder of the checkpoint ``state.safetensors``. A run found there is continued where it stopped, in the middle
-            of an epoch if need be, and ends with the weights that an uninterrupted run would have (bit for bit on a CPU).
+        evaluators: name -> function of the model, called after every epoch; their results enter the epoch's record.
+            The one named "validation" steers `patience` and must return "MRR@20".
+        output: folder of the checkpoint ``state.safetensors``. A run found there is continued where it stopped, in
+            the middle of an epoch if need be, and ends with the weights that an uninterrupted run would have (bit for
+            bit on a CPU).
         run: what identifies the run (JSON); a checkpoint of another run is refused.
         after_epoch: called with the model and all epoch records so far, before the epoch's checkpoint is written.
         checkpoint_seconds: time between two checkpoints within an epoch.
@@ -177,7 +183,12 @@ class _Run:
                 f"(there: {[info['run'].get(k) for k in differing]}); choose another folder or delete it"
             )
         checkpoints.restore_training_state(tensors, self.model, self.optimizers)
-        self.epochs, self.step, self.seconds, self.total = info["epochs"], info["step"], info["seconds"], tensors["total"]
+        self.epochs, self.step, self.seconds, self.total = (
+            info["epochs"],
+            info["step"],
+            info["seconds"],
+            tensors["total"],
+        )
 
 
 def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> dict:
@@ -188,7 +199,9 @@ def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> d
     order = epoch_order(state.train, config.batch_size, config.seed, number, config.block)
     state.model.train()
     begun = time.perf_counter() - state.seconds
-    with tqdm(total=len(order), initial=state.step, desc=f"epoch {number + 1}", disable=not progress, mininterval=1) as bar:
+    with tqdm(
+        total=len(order), initial=state.step, desc=f"epoch {number + 1}", disable=not progress, mininterval=1
+    ) as bar:
         for batch in order.batches(state.train, first=state.step):
             value = train_step(state.model, state.loss, state.optimizers, batch, state.encode)
             state.total += value * len(batch)
@@ -196,7 +209,9 @@ def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> d
             state.step += 1
             if state.step % CHECK_EVERY == 0 or state.step == len(order):
                 state.seconds = time.perf_counter() - begun
-                bar.set_postfix(loss=f"{_finite(state, order) / min(state.step * config.batch_size, len(state.train)):.3f}")
+                bar.set_postfix(
+                    loss=f"{_finite(state, order) / min(state.step * config.batch_size, len(state.train)):.3f}"
+                )
                 bar.update(state.step - bar.n)
             if interrupted.is_set():
                 state.seconds = time.perf_counter() - begun
@@ -217,7 +232,7 @@ def _finite(state: _Run, order: Order) -> float:
     step = state.step - len(recent) + int((~recent.isfinite()).nonzero()[0])
     rows = order.index[step * order.batch_size : (step + 1) * order.batch_size]
     raise FloatingPointError(
-        f"the loss is not finite in epoch {len(state.epochs) + 1} at step {step + 1} (batch {step + 1}, with examples of "
+        f"the loss is not finite in epoch {len(state.epochs) + 1} at step {step + 1} (its batch holds examples of "
         f"sessions {state.train.session[rows[:3]].tolist()} ...); the checkpoint on disk is from before. "
         "Lower the learning rate, or use precision='fp32'"
     )

@@ -1,4 +1,5 @@
 """What the commands do, as functions that return what they print."""
+
 import time
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def train(
     The model kept is that of the epoch picked on the held-out sessions if `validate`, else that of the last epoch.
 
     Returns:
-        "best" (the epoch with the best test MRR@20: what the literature would print), "epochs", with `validate` "selected",
-        and the run's seconds and memory.
+        "best" (the epoch with the best test MRR@20: what the literature would print), "epochs", with `validate`
+        "selected", and the run's seconds and memory.
     """
     config, watch = recipe.config, Watch(device)
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
@@ -46,7 +47,12 @@ def train(
         epochs = [{"epoch": 1} | {name: function(model) for name, function in evaluators.items()}]
         keep(model, epochs)
     else:
-        identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "validate": validate}
+        identity = {
+            "model": recipe.model,
+            "arguments": recipe.arguments,
+            "dataset": dataset.fingerprint,
+            "validate": validate,
+        }
         examples = config.examples(early).to(device)
         epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
     best = best_epoch(epochs, "test")
@@ -70,8 +76,10 @@ def evaluate(
     else:
         model = new_model(recipe, dataset.num_items, seed=0, device=device)
         if not isinstance(model, CountingModel):
-            raise ValueError(f"{recipe.model} must be trained first: `sbr train --model {recipe.model} --output DIR`, then "
-                             "`sbr evaluate --checkpoint DIR`")
+            raise ValueError(
+                f"{recipe.model} must be trained first: `sbr train --model {recipe.model} --output DIR`, then "
+                "`sbr evaluate --checkpoint DIR`"
+            )
         model.fit(dataset.train.to(device))
     begun = time.perf_counter()
     seen = occurring(dataset.train).to(device)

@@ -1,4 +1,5 @@
 """Every system of the book under the name that the papers give it, in lower case."""
+
 import inspect
 
 from torch import nn

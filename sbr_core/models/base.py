@@ -2,6 +2,7 @@
 
 Shapes: B sessions, L positions, D width, V items, K candidates. Padding has the id V, the last row of every table.
 """
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """Counting: popularity, and tables of what goes together with the last click. No gradient, the same `score`.
 
-Every score is a count, a similarity or a sum of such, and 0 where nothing was counted. Ties are broken by exact keys where
-a system says how, so that an item is never found by luck.
+Every score is a count, a similarity or a sum of such, and 0 where nothing was counted. Ties are broken by exact keys
+where a system says how, so that an item is never found by luck.
 
 Shapes: B sessions, V items, N clicks, P pairs of items.
 """
@@ -40,7 +40,7 @@ def lexsort(*keys: Tensor) -> Int[Tensor, "N"]:
 
 
 def pieces(cost: Int[Tensor, "R"], budget: int) -> Iterator[slice]:
-    """Cut rows into slices whose cost is about `budget` each (a row is never cut): bounds the memory of what follows."""
+    """Slices of rows that cost about `budget` each (a row is never cut), to bound the memory of what follows."""
     if len(cost) == 0:
         return
     number = cost.cumsum(0) // budget
@@ -59,7 +59,7 @@ def positions(train: Sessions) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
 
 
 def popularity(train: Sessions) -> Float[Tensor, "V"]:
-    """Clicks of every item; of items with equally many, the smaller id counts a fraction of a click more. 0 if never."""
+    """Clicks of every item; of equally many, the smaller id counts a fraction of a click more. 0 if never clicked."""
     clicks = torch.bincount(train.clicks.long(), minlength=train.num_items)
     order = clicks.sort(stable=True, descending=True).indices
     place, size = runs(clicks[order])
@@ -92,8 +92,8 @@ class Popularity(CountingModel):
 class SessionPopularity(CountingModel):
     """S-POP: the items clicked most often in this session, the more popular first, then all others by popularity.
 
-    The key (count in the session, clicks in training, -id) is exact: scores are float64, the popularity a fraction below 1.
-    The public baseline keeps the popularity of its 100 most clicked items only and breaks the ties by random noise.
+    The key (count in the session, clicks in training, -id) is exact: scores are float64, the popularity is scaled
+    below 1. The public baseline keeps the popularity of its 100 most clicked items only and breaks ties by random noise.
 
     Args:
         num_items: V.
@@ -139,8 +139,8 @@ class _LastClick(CountingModel):
 class Markov(_LastClick):
     """First-order Markov chain: the most frequent successors of the last click.
 
-    Of equally frequent successors, the one that followed first in the training log comes first. The score is the count plus
-    a fraction in (0, 1] for that order.
+    Of equally frequent successors, the one that followed first in the training log comes first. The score is the count
+    plus a fraction in (0, 1] for that order.
 
     Args:
         num_items: V.
@@ -184,17 +184,20 @@ class ItemKNN(_LastClick):
     """Item-KNN: the items most similar to the last click by the sessions they share.
 
     .. math::
-        c(i, j) = \\sum_q n_i(q) \\, 1[j \\in q], \\quad
-        sim(i, j) = \\frac{c(i, j)}{(n_i + \\lambda)^{\\alpha} (n_j + \\lambda)^{1 - \\alpha}}, \\quad c(i, i) = 0
+        sim(i, j) = \\frac{c(i, j)}{(n_i + \\lambda)^{\\alpha} (n_j + \\lambda)^{1 - \\alpha}}, \\quad
+        c(i, j) = \\sum_{q \\ni j} n_i(q), \\quad c(i, i) = 0
 
-    with n_i(q) the clicks on i in session q and n_i those in the whole log. A repeat of the last click is never
-    recommended.
+    with n_i = sum_q n_i(q), where n_i(q) is 1 if session q has item i, or the number of its clicks on it. A repeat of the
+    last click is never recommended. The defaults are the plain cosine that papers describe; the public code behind their
+    figures is ``damping=20, distinct=False, max_length=None``.
 
     Args:
         num_items: V.
-        damping: lambda; 0 is the plain cosine of the papers, 20 the public code. Large values rank by co-occurrence.
+        damping: lambda; it pulls down pairs of rare items. Large values rank by co-occurrence.
         alpha: 0.5 is the cosine, 1 the confidence of an association rule.
         n_sims: neighbours kept per item; of equally similar ones the smaller ids.
+        distinct: n_i(q) is 0 or 1; False: it counts clicks, and c(i, j) differs from c(j, i) where items repeat.
+        max_length: sessions of more clicks are left out, None for none.
 
     Shapes:
         batch.items (B, L) -> scores (B, V)
@@ -204,33 +207,50 @@ class ItemKNN(_LastClick):
 
     budget = 1 << 22  # pairs counted at a time
 
-    def __init__(self, num_items: int, damping: float = 20.0, alpha: float = 0.5, n_sims: int = 100):
+    def __init__(
+        self,
+        num_items: int,
+        damping: float = 0.0,
+        alpha: float = 0.5,
+        n_sims: int = 100,
+        distinct: bool = True,
+        max_length: int | None = 40,
+    ):
         super().__init__(num_items)
         if damping < 0 or not 0 <= alpha <= 1 or n_sims < 1:
             raise ValueError(
                 f"damping must be at least 0, alpha lie in 0..1, n_sims be at least 1; got {damping}, {alpha}, {n_sims}"
             )
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
         self.damping, self.alpha, self.n_sims = damping, alpha, n_sims
+        self.distinct, self.max_length = distinct, max_length
 
     def count(self, train: Sessions) -> dict[str, Tensor]:
         """The `n_sims` nearest items of every item, counted item by item in pieces of bounded memory."""
-        clicks, (session, _) = train.clicks.long(), positions(train)
-        member = torch.unique(session * self.num_items + clicks)  # distinct items of every session
-        size = torch.bincount(member // self.num_items, minlength=len(train))
+        session, item, member = self._events(train)
+        size = torch.bincount(member // self.num_items, minlength=len(train))  # distinct items of every session
         begin = size.cumsum(0) - size
-        support = torch.bincount(clicks, minlength=self.num_items)
-        by_item = session[clicks.sort(stable=True).indices]  # session of every click, sorted by item
-        cost = torch.zeros_like(support).index_add_(0, clicks, size[session])
+        support = torch.bincount(item, minlength=self.num_items)
+        cost = torch.zeros_like(support).index_add_(0, item, size[session])
         ends, parts = support.cumsum(0), []
         for rows in pieces(cost, self.budget):
             events = slice(int(ends[rows.start] - support[rows.start]), int(ends[rows.stop - 1]))
-            item = torch.arange(rows.start, rows.stop, device=ends.device).repeat_interleave(support[rows])
-            owner, place = expand(begin[by_item[events]], size[by_item[events]])
-            pair, count = torch.unique(
-                item[owner] * self.num_items + member[place] % self.num_items, return_counts=True
-            )
+            owner, place = expand(begin[session[events]], size[session[events]])
+            pairs = item[events][owner] * self.num_items + member[place] % self.num_items
+            pair, count = torch.unique(pairs, return_counts=True)
             parts.append(self._nearest(pair // self.num_items, pair % self.num_items, count, support))
         return self._table(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _events(self, train: Sessions) -> tuple[Tensor, Tensor, Tensor]:
+        """Session and item of everything that counts, sorted by item, and the distinct (session, item) pairs as keys."""
+        key = positions(train)[0] * self.num_items + train.clicks.long()
+        if self.max_length is not None:
+            key = key[(train.lengths <= self.max_length).repeat_interleave(train.lengths)]
+        member = torch.unique(key)
+        key = member if self.distinct else key
+        key = key[(key % self.num_items).sort(stable=True).indices]
+        return key // self.num_items, key % self.num_items, member
 
     def _nearest(self, row: Tensor, item: Tensor, count: Tensor, support: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs (i, j) of every row i, and their similarity, most similar first."""

@@ -2,6 +2,7 @@
 
 Shapes: B sessions, L positions, D width, V items.
 """
+
 from jaxtyping import Float
 from torch import Tensor, nn
 

@@ -2,6 +2,7 @@
 
 Shapes: B sessions, L positions (= node slots), D width, V items.
 """
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class GatedGraph(nn.Module):
     Shapes:
         nodes (B, L, D), A_in and A_out (B, L, L) -> (B, L, D)
 
-    Differs: the gates are those of the public code (reset after the linear map, z keeps the old state); the paper prints
-        them the other way round. The public code owns a third edge map that it never uses; this has none.
+    Differs: the gates are those of the public code (reset after the linear map, z keeps the old state); the paper
+        prints them the other way round. The public code owns a third edge map that it never uses; this has none.
     """
 
     def __init__(self, dim: int, steps: int = 1):
@@ -48,11 +49,11 @@ class GatedGraph(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Node vectors after `steps` rounds.
 
-        Both maps of an edge are linear, W (A (H W_in)) = A (H (W_in W)), so they are multiplied first: they are smaller than
-        a batch, and more than half of the work of a round is saved.
+        Both maps of an edge are linear, W (A (H W_in)) = A (H (W_in W)), so they are multiplied first: they are
+        smaller than a batch, and more than half of the work of a round is saved.
         """
         B, L, D = nodes.shape
-        A = torch.stack([A_in, A_out], dim=-1).view(B, L, 2 * L)
+        A = torch.stack([A_in, A_out], dim=-1).view(B, L, 2 * L).to(nodes.dtype)
         weights = self.input.weight.view(3 * D, 2, D).transpose(0, 1)  # (2, 3D, D): what follows A_in, A_out
         maps = (weights @ self.edges.weight.view(2, D, D)).view(6 * D, D)
         biases = (weights @ self.edges.bias.view(2, D, 1)).view(6 * D)

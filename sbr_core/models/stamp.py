@@ -2,6 +2,7 @@
 
 Shapes: B sessions, L positions, D width, V items.
 """
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,16 +18,16 @@ class STAMP(SessionModel):
     .. math::
         m_t &= x_L, \\quad m_s = \\tfrac1L \\sum_i x_i, \\quad
         \\alpha_i = w_0 \\cdot \\sigma(W_1 x_i + W_2 m_t + W_3 m_s + b_a) \\\\
-        m_a &= \\sum_i \\alpha_i x_i \\,(+\\, m_s), \\quad h_s = \\tanh(W_s m_a + b_s), \\quad h_t = \\tanh(W_t m_t + b_t) \\\\
-        score_j &= (h_s \\odot h_t) \\cdot y_j
+        m_a &= \\sum_i \\alpha_i x_i \\,(+\\, m_s), \\quad h_s = \\tanh(W_s m_a + b_s), \\quad h_t = \\tanh(W_t m_t +
+        b_t) \\\\ score_j &= (h_s \\odot h_t) \\cdot y_j
 
     Args:
         num_items: V.
         dim: D (paper: 100).
         add_mean: add m_s to m_a, which the paper does not print and the public code does.
         biases: have b_a, b_s, b_t, which the paper prints and the public code does not have.
-        clip_norm: looked-up rows longer than this are scaled down in the forward pass (public code: 1 on Yoochoose, 1.5 on
-            Diginetica); None for no clipping. The table itself is never changed.
+        clip_norm: looked-up rows longer than this are scaled down in the forward pass (public code: 1 on Yoochoose,
+            1.5 on Diginetica); None for no clipping. The table itself is never changed.
 
     Shapes:
         batch.items (B, L) -> query h_s * h_t (B, D)
