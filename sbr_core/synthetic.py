@@ -4,7 +4,7 @@ The shop. A visitor comes with a hidden *intent*, a pair of categories, and keep
 click is an item of the intent. After clicks ``.., h, i`` the next click is
 
 * with probability ``revisit``: ``h`` again, the item before the last (to and fro, ``A B A``);
-* else with probability ``follow``: a successor of ``i``, by a fixed table of item-to-item transitions;
+* else with probability ``follow``: a successor of ``i``, a best seller of the category that goes with ``i``'s;
 * else: an item of the intent, by popularity (and now and then any item of the shop).
 
 The last item shows one category of the pair; the other must be inferred from all clicks. As the law is known, so is
@@ -56,9 +56,9 @@ class Shop:
     intent_prior: Float[Tensor, "Z"]
     intent_items: Float[Tensor, "Z V"]
     transition: Float[Tensor, "V V"]
-    revisit: float = 0.15
-    follow: float = 0.2
-    mean_length: float = 5.0
+    revisit: float = 0.3
+    follow: float = 0.15
+    mean_length: float = 4.0
 
     @property
     def num_items(self) -> int:
@@ -119,17 +119,23 @@ class Shop:
 
 
 def make_shop(
-    rng: np.random.Generator, per_category: int = 25, num_intents: int = 40, skew: float = 1.1, stray: float = 0.05
+    rng: np.random.Generator,
+    num_categories: int = 14,
+    per_category: int = 20,
+    num_intents: int = 14,
+    skew: float = 1.1,
+    stray: float = 0.05,
 ) -> Shop:
-    """A shop of 20 categories with random popularities, intents and transitions.
+    """A shop with random popularities, intents and transitions.
 
     Args:
+        num_categories: C, at most 20.
         per_category: items of each category.
-        num_intents: Z, how many of the 190 pairs of categories anybody wants.
+        num_intents: Z, how many of the C (C - 1) / 2 pairs of categories anybody wants.
         skew: exponent of the Zipf law of popularity inside a category.
         stray: share of the clicks of an intent that go to any item of the shop.
     """
-    C = len(CATEGORIES)
+    C = num_categories
     category = np.repeat(np.arange(C), per_category)
     rank = np.concatenate([rng.permutation(per_category) for _ in range(C)])
     inside = (rank + 1.0) ** -skew
@@ -143,24 +149,28 @@ def make_shop(
         "intent_pairs": pairs,
         "intent_prior": rng.dirichlet(np.full(len(pairs), 5.0)),
         "intent_items": (1 - stray) * in_pair * inside / 2 + stray * popularity,
-        "transition": _transition(rng, popularity),
+        "transition": _transition(rng, popularity.reshape(C, per_category)),
     }
-    return Shop(category_names=CATEGORIES, **{name: torch.from_numpy(table) for name, table in tables.items()})
+    return Shop(category_names=CATEGORIES[:C], **{name: torch.from_numpy(table) for name, table in tables.items()})
 
 
-def _transition(rng: np.random.Generator, popularity: np.ndarray, weights=(0.4, 0.3, 0.2, 0.1)) -> np.ndarray:
-    """(V, V): every item leads to a few others, whatever the intent; popular items are successors more often."""
-    V = len(popularity)
-    key = np.log(popularity) + rng.gumbel(size=(V, V))  # the largest keys are a weighted draw without replacement
-    np.fill_diagonal(key, -np.inf)
-    successors = np.argsort(-key, 1)[:, : len(weights)]
-    table = np.zeros((V, V))
-    np.put_along_axis(table, successors, np.asarray(weights)[None], 1)
-    return table
+def _transition(rng: np.random.Generator, popularity: np.ndarray) -> np.ndarray:
+    """(V, V): every item leads to the best sellers of the category that goes with its own, whatever the intent.
+
+    Which category goes with which is a random cycle through all of them. `popularity` is (C, items of a category).
+    """
+    C, per_category = popularity.shape
+    cycle, goes_with = rng.permutation(C), np.empty(C, np.int64)
+    goes_with[cycle] = np.roll(cycle, -1)
+    weights = np.array([0.5, 0.3, 0.2])[:per_category]
+    best = np.argsort(-popularity, 1)[:, : len(weights)] + per_category * np.arange(C)[:, None]
+    table = np.zeros((C, popularity.size))
+    np.put_along_axis(table, best[goes_with], weights[None] / weights.sum(), 1)
+    return table.repeat(per_category, 0)
 
 
-def demo(seed: int = 0, train_sessions: int = 6_000, test_sessions: int = 1_000) -> tuple[Shop, Sessions, Sessions]:
-    """The book's default data: a shop of 500 items, its training sessions, and later test sessions of the same law."""
+def demo(seed: int = 0, train_sessions: int = 18_000, test_sessions: int = 2_000) -> tuple[Shop, Sessions, Sessions]:
+    """The book's default data: a shop of 280 items, its training sessions, and later test sessions of the same law."""
     rng = np.random.default_rng(seed)
     shop = make_shop(rng)
     sessions = shop.simulate(train_sessions + test_sessions, rng)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@torch.compiler.disable  # writes gradients in place: the compiler is not to trace it
 def lookup(table: Float[Tensor, "rows D"], ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
     """Rows of the table."""
     return _Lookup.apply(table, ids)

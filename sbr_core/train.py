@@ -3,6 +3,7 @@
 Shapes: B examples of a batch.
 """
 
+import json
 import signal
 import threading
 import time
@@ -146,7 +147,8 @@ class _Run:
 
     def __init__(self, model, train, config, output, identity, checkpoint_seconds):
         self.model, self.train, self.config, self.output = model, train, config, output
-        self.identity = identity | {"config": asdict(config), "examples": len(train)}
+        fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
+        self.identity = identity | {"config": fixed, "examples": len(train)}  # a run may be continued for longer
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.loss = FullSoftmax(config.precision)
         self.optimizers = make_optimizers(model, config.lr, config.l2, sparse_table=not self.loss.full_catalogue)
@@ -175,12 +177,13 @@ class _Run:
         path = self.output and self.output / "state.safetensors"
         if path is None or not path.exists():
             return
-        tensors, info = checkpoints.read(path, self.train.device.type)
-        differing = [key for key in self.identity if info["run"].get(key) != self.identity[key]]
+        tensors, info = checkpoints.read(path, str(self.train.device))
+        there, here = (_flat(run) for run in (info["run"], json.loads(json.dumps(self.identity))))
+        differing = [key for key in there | here if there.get(key) != here.get(key)]
         if differing:
             raise ValueError(
                 f"{path} belongs to another run: {', '.join(differing)} differ "
-                f"(there: {[info['run'].get(k) for k in differing]}); choose another folder or delete it"
+                f"(there: {[there.get(key) for key in differing]}); choose another folder or delete it"
             )
         checkpoints.restore_training_state(tensors, self.model, self.optimizers)
         self.epochs, self.step, self.seconds, self.total = (
@@ -189,6 +192,11 @@ class _Run:
             info["seconds"],
             tensors["total"],
         )
+
+
+def _flat(run: dict) -> dict:
+    """The identity of a run with its configuration's fields beside the others."""
+    return {key: value for key, value in run.items() if key != "config"} | run["config"]
 
 
 def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> dict:
@@ -214,6 +222,8 @@ def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> d
                 )
                 bar.update(state.step - bar.n)
             if interrupted.is_set():
+                if state.recent:
+                    _finite(state, order)  # never save a model that has diverged since the last look
                 state.seconds = time.perf_counter() - begun
                 state.save()
                 raise KeyboardInterrupt(f"stopped in epoch {number + 1} after step {state.step}")

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from sbr_core.batches import Batch, gather
+from sbr_core.evaluate import Evaluation, evaluate
+from sbr_core.models.srgnn import SRGNN
 from sbr_core.sessions import Sessions
 from sbr_core.synthetic import MAX_LENGTH, ceiling, demo, large_catalogue, make_shop
+from sbr_core.train import TrainConfig, fit
 
 
 @pytest.fixture(scope="module")
 def shop():
-    return make_shop(np.random.default_rng(3), per_category=4, num_intents=6, skew=0.7, stray=0.1)
+    return make_shop(np.random.default_rng(3), 20, per_category=4, num_intents=6, skew=0.7, stray=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def follow_one_visitor(shop, rng, prefix):
 def test_prediction_equals_direct_simulation():
     """Visitors are simulated one by one; those who begin with the same two clicks show the posterior predictive."""
     rng = np.random.default_rng(0)
-    shop = make_shop(rng, per_category=1, num_intents=4)
+    shop = make_shop(rng, 20, per_category=1, num_intents=4)
     first, second = shop.intent_pairs[0].tolist()
     thirds = [third for _ in range(6000) if (third := follow_one_visitor(shop, rng, [first, second])) is not None]
     law = shop.next_probabilities(Batch.of([[first, second]], shop.num_items))[0].numpy()
@@ -132,8 +135,8 @@ def test_returns_and_successors_are_as_frequent_as_the_law_says(shop):
 def test_session_ends_ignore_items(shop):
     lengths = shop.simulate(50_000, np.random.default_rng(1)).lengths
     assert int(lengths.min()) == 2 and int(lengths.max()) == MAX_LENGTH
-    for n in (2, 3, 6):  # geometric: P(length = n) = (1/4) (3/4)^(n-2)
-        share = 0.25 * 0.75 ** (n - 2)
+    for n in (2, 3, 6):  # geometric: P(length = n) = (1/3) (2/3)^(n-2)
+        share = (1 / 3) * (2 / 3) ** (n - 2)
         assert float((lengths == n).float().mean()) == pytest.approx(share, abs=4 * (share / 50_000) ** 0.5)
 
 
@@ -141,16 +144,16 @@ def test_demo_is_seeded_ordered_and_fast():
     begin = time.perf_counter()
     shop, train, test = demo()
     assert time.perf_counter() - begin < 1
-    assert (len(train), len(test), shop.num_items) == (6000, 1000, 500)
-    assert 4.8 < float(train.lengths.float().mean()) < 5.2 and int(train.lengths.max()) <= 20
+    assert (len(train), len(test), shop.num_items) == (18_000, 2_000, 280)
+    assert 3.9 < float(train.lengths.float().mean()) < 4.1 and int(train.lengths.max()) <= 20
     assert bool((train.times.diff() >= 0).all()) and int(train.times[-1]) <= int(test.times[0])
     again, other = demo()[1], demo(seed=1)[1]
     assert torch.equal(train.items, again.items) and torch.equal(train.times, again.times)
     assert not torch.equal(train.items[:100], other.items[:100])
 
 
-def markov_metrics(train, test):
-    """HR@20, MRR@20 of the tiniest baseline: count successors of the last click, fill up by popularity."""
+def markov_evaluation(train, test):
+    """The tiniest baseline, in a loop: count successors of the last click, fill up by popularity."""
     counts = np.zeros((train.num_items, train.num_items))
     for session in range(len(train)):
         clicks = train[session]
@@ -161,22 +164,88 @@ def markov_metrics(train, test):
     for session in range(len(test)):
         clicks = test[session]
         ranks += [1 + int((counts[a] > counts[a, b]).sum()) for a, b in zip(clicks, clicks[1:], strict=False)]
-    hits = np.array(ranks) <= 20
-    return 100 * hits.mean(), 100 * (hits / np.array(ranks)).mean()
+    windows = test.prefixes()
+    assert windows.labels.tolist() == [item for s in range(len(test)) for item in test[s][1:]]  # the same order
+    return Evaluation(
+        torch.tensor(ranks).float(), windows.session, windows.lengths, windows.labels, "standard", None, None
+    )
 
 
 def test_ceiling_is_above_markov_and_in_the_interesting_range(demo_data):
     shop, train, test = demo_data
     best = ceiling(shop, test.prefixes())
-    hit_rate, mrr = markov_metrics(train, test)
-    assert 60 < best["HR@20"] < 80 and 25 < best["MRR@20"] < 35
+    markov = markov_evaluation(train, test)
+    assert 70 < best["HR@20"] < 80 and 35 < best["MRR@20"] < 42
     noise = 4 * 50 / len(test.prefixes()) ** 0.5  # four standard errors of a percentage
     assert best["HR@20 realised"] == pytest.approx(best["HR@20"], abs=noise)
     assert best["MRR@20 realised"] == pytest.approx(best["MRR@20"], abs=noise)
-    assert hit_rate < best["HR@20"] - 15 and mrr < best["MRR@20"] - 8
-    plenty = shop.simulate(60_000, np.random.default_rng(9))  # ten times the data do not lift Markov to the ceiling
-    hit_rate, mrr = markov_metrics(plenty, test)
-    assert hit_rate < best["HR@20"] - 10 and mrr < best["MRR@20"] - 6
+    plenty = markov_evaluation(shop.simulate(60_000, np.random.default_rng(9)), test)  # more data do not lift Markov
+    for baseline in (markov, plenty):
+        for name in ("HR@20", "MRR@20"):
+            assert baseline.metric(name) < best[name] - 12
+
+
+class Oracle(torch.nn.Module):
+    """Scores are the law itself; with `peek`, that share of the examples gets its label on top."""
+
+    def __init__(self, shop, peek=0.0):
+        super().__init__()
+        self.shop, self.peek = shop, peek
+
+    def encode(self, batch):
+        law = self.shop.next_probabilities(batch)
+        told = torch.arange(len(batch)) < self.peek * len(batch)
+        law[torch.arange(len(batch))[told], batch.target[told]] = 2.0
+        return law.float()
+
+    def score(self, query, ids=None):
+        return query
+
+
+def advantage(found, best, name):
+    """How far one evaluation is above another, in percent, and the standard error of that.
+
+    Given the inputs, the labels alone are chance. The hits of two rankings of the same examples differ only where the
+    rankings disagree, so differences are taken example by example and summed by session; the error is the delta
+    method's for a mean over sessions of unequal size.
+    """
+    by_session = torch.zeros(int(best.session.max()) + 1, 2, dtype=torch.float64)
+    difference = 100 * (found.values(name) - best.values(name)).double()
+    by_session.index_add_(0, best.session.long(), torch.stack([difference, torch.ones_like(difference)], 1))
+    total, count = by_session.unbind(1)
+    mean = total.sum() / count.sum()
+    return float(mean), float((total - mean * count).square().sum().sqrt() / count.sum())
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data):
+    """SR-GNN as a reader of the book trains it: three epochs, a few seconds each."""
+    torch.manual_seed(0)
+    model = SRGNN(demo_data[1].num_items, dim=64)
+    config = TrainConfig(epochs=3, batch_size=100, lr=6e-3, lr_decay=0.15, lr_every=2, l2=0.0)
+    fit(model, demo_data[1].prefixes(), config, progress=False)
+    return model
+
+
+def test_nothing_beats_the_ceiling_beyond_noise_and_srgnn_comes_close(demo_data, trained):
+    """Three standard errors of the paired difference are noise: about 1.2 points of HR@20 on 2,000 test sessions.
+
+    "Close" is within 8 % of the best HR@20 and 10 % of the best MRR@20; it is 6.3 % and 7.8 % with this seed, and other
+    seeds differ by less than 1 %.
+    """
+    shop, train, test = demo_data
+    windows = test.prefixes()
+    expected, best = ceiling(shop, windows), evaluate(Oracle(shop), windows)
+    models = {"markov": markov_evaluation(train, test), "sr-gnn": evaluate(trained, windows)}
+    for name, share in (("HR@20", 0.92), ("MRR@20", 0.90)):
+        assert best.metric(name) == pytest.approx(expected[f"{name} realised"], abs=1e-3)
+        for found in models.values():
+            above, error = advantage(found, best, name)
+            assert 0.1 < error < 1 and above < 3 * error
+        assert models["sr-gnn"].metric(name) > share * expected[name]
+        assert models["sr-gnn"].metric(name) > models["markov"].metric(name) + 8
+        above, error = advantage(evaluate(Oracle(shop, peek=0.1), windows), best, name)
+        assert above > 3 * error  # one label in ten told: a leak is seen
 
 
 def test_the_hidden_intent_is_found_by_accumulating_clicks(demo_data):
@@ -185,7 +254,7 @@ def test_the_hidden_intent_is_found_by_accumulating_clicks(demo_data):
     certain = [
         float(shop.posterior(gather(windows, torch.where(windows.lengths == n)[0])).amax(1).mean()) for n in (1, 3, 6)
     ]
-    assert certain[0] < 0.45 and certain[1] > certain[0] + 0.2 and certain[2] > certain[1] + 0.1
+    assert certain[0] < 0.6 and certain[1] > certain[0] + 0.2 and certain[2] > certain[1] + 0.1
 
 
 def test_ceiling_against_a_loop(shop):

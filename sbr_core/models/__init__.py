@@ -24,18 +24,20 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(name: str, num_items: int, **arguments) -> nn.Module:
+def build(name: str, num_items: int, /, **arguments) -> nn.Module:
     """The model called `name` for a catalogue of `num_items`, with its constructor's `arguments`.
 
     Raises:
-        ValueError: if there is no such model, or it has no such argument.
+        ValueError: if there is no such model, or it has no such argument, or the argument is of another type.
     """
     if name not in MODELS:
         raise ValueError(f"there is no model {name!r}; the models are {', '.join(MODELS)}")
-    known = [key for key in inspect.signature(MODELS[name]).parameters if key != "num_items"]
-    for key in arguments:
+    known = {key: p.annotation for key, p in inspect.signature(MODELS[name]).parameters.items() if key != "num_items"}
+    for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}; it has {', '.join(known) or 'none'}")
+        if not isinstance(value, known[key]) and not (isinstance(value, int) and isinstance(1.0, known[key])):
+            raise ValueError(f"{name}: {key} is {getattr(known[key], '__name__', known[key])}, got {value!r}")
     return MODELS[name](num_items, **arguments)
 
 

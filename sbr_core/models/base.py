@@ -70,7 +70,13 @@ class CountingModel(nn.Module):
         self.num_items = num_items
 
     def fit(self, train: Sessions) -> "CountingModel":
-        """Count the training sessions; returns itself."""
+        """Count the training sessions; returns itself.
+
+        Raises:
+            ValueError: if the sessions are of another catalogue.
+        """
+        if train.num_items != self.num_items:
+            raise ValueError(f"the model is for {self.num_items} items, the sessions have {train.num_items}")
         self.set_tables(self.count(train))
         return self
 
@@ -85,6 +91,8 @@ class CountingModel(nn.Module):
 
     def score(self, query: Batch, ids: Tensor | None = None) -> Float[Tensor, "B K"]:
         """Scores of all items (ids None), of K shared candidates (ids (K,)), or of K candidates each (ids (B, K))."""
+        if not self._buffers:
+            raise ValueError(f"this {type(self).__name__} has counted nothing yet: call fit(train) first")
         scores = self.scores(query)  # (B, V)
         if ids is None:
             return scores

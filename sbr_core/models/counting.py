@@ -8,7 +8,7 @@ Shapes: B sessions, V items, N clicks, P pairs of items.
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sbr_core.batches import Batch
@@ -18,17 +18,22 @@ from sbr_core.sessions import Sessions
 FILLS = ("none", "unseen", "below")
 
 
+def pick(values: Shaped[Tensor, "R"], index: Int[Tensor, "N"]) -> Shaped[Tensor, "N"]:
+    """``values[index]``, two to three times as fast on a CPU."""
+    return values.index_select(0, index)
+
+
 def expand(begin: Int[Tensor, "R"], count: Int[Tensor, "R"]) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Positions begin[r], ..., begin[r] + count[r] - 1 for every r in turn, behind the r that each belongs to."""
     owner = torch.arange(len(count), device=count.device).repeat_interleave(count)
     shift = begin - (count.cumsum(0) - count)
-    return owner, torch.arange(len(owner), device=count.device) + shift[owner]
+    return owner, torch.arange(len(owner), device=count.device) + pick(shift, owner)
 
 
 def runs(key: Int[Tensor, "N"]) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Place (from 0) of every element in its run of equal neighbours, and the size of that run."""
     _, run, size = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
-    return torch.arange(len(key), device=key.device) - (size.cumsum(0) - size)[run], size[run]
+    return torch.arange(len(key), device=key.device) - pick(size.cumsum(0) - size, run), pick(size, run)
 
 
 def lexsort(*keys: Tensor) -> Int[Tensor, "N"]:
@@ -40,7 +45,7 @@ def lexsort(*keys: Tensor) -> Int[Tensor, "N"]:
 
 
 def pieces(cost: Int[Tensor, "R"], budget: int) -> Iterator[slice]:
-    """Slices of rows that cost about `budget` each (a row is never cut), to bound the memory of what follows."""
+    """Slices of rows that cost less than `budget` beyond their first row: bounds the memory of what follows."""
     if len(cost) == 0:
         return
     number = cost.cumsum(0) // budget
@@ -92,8 +97,8 @@ class Popularity(CountingModel):
 class SessionPopularity(CountingModel):
     """S-POP: the items clicked most often in this session, the more popular first, then all others by popularity.
 
-    The key (count in the session, clicks in training, -id) is exact: scores are float64, the popularity is scaled
-    below 1. The public baseline keeps the popularity of its 100 most clicked items only and breaks ties by random noise.
+    The key (count in the session, clicks in training, -id) is exact: scores are float64, the popularity is scaled below
+    1. The public baseline keeps the popularity of its 100 most clicked items only and breaks ties by random noise.
 
     Args:
         num_items: V.
@@ -187,9 +192,10 @@ class ItemKNN(_LastClick):
         sim(i, j) = \\frac{c(i, j)}{(n_i + \\lambda)^{\\alpha} (n_j + \\lambda)^{1 - \\alpha}}, \\quad
         c(i, j) = \\sum_{q \\ni j} n_i(q), \\quad c(i, i) = 0
 
-    with n_i = sum_q n_i(q), where n_i(q) is 1 if session q has item i, or the number of its clicks on it. A repeat of the
-    last click is never recommended. The defaults are the plain cosine that papers describe; the public code behind their
-    figures is ``damping=20, distinct=False, max_length=None``.
+    with n_i = sum_q n_i(q), where n_i(q) is 1 if session q has item i, or the number of its clicks on it. A repeat of
+    the last click is never recommended. The defaults are the plain cosine that papers describe. The figures that they
+    print are those of the public code, ``damping=20, distinct=False, max_length=None``, whose evaluation wants a rank
+    *below* 20 for a hit.
 
     Args:
         num_items: V.
@@ -210,8 +216,8 @@ class ItemKNN(_LastClick):
     def __init__(
         self,
         num_items: int,
-        damping: float = 0.0,
-        alpha: float = 0.5,
+        damping: int | float = 0.0,
+        alpha: int | float = 0.5,
         n_sims: int = 100,
         distinct: bool = True,
         max_length: int | None = 40,
@@ -243,7 +249,7 @@ class ItemKNN(_LastClick):
         return self._table(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _events(self, train: Sessions) -> tuple[Tensor, Tensor, Tensor]:
-        """Session and item of everything that counts, sorted by item, and the distinct (session, item) pairs as keys."""
+        """Session and item of everything that counts, sorted by item, and the keys of the distinct (session, item)."""
         key = positions(train)[0] * self.num_items + train.clicks.long()
         if self.max_length is not None:
             key = key[(train.lengths <= self.max_length).repeat_interleave(train.lengths)]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sbr_core.batches import Batch
+from sbr_core.models.counting import pick
 from sbr_core.models.neighbour_index import Candidates, NeighbourModel, Query
 
 # Weight w of the click at position p of L.
@@ -30,8 +31,8 @@ STEP_WEIGHTS = {
 }
 SIMILARITIES = ("vec", "cosine", "jaccard")
 
-# Settings tuned on each dataset by rn5l/session-rec (its committed parameter files), by name of the system; "-hr": tuned
-# for the hit rate, else for MRR@20. `span_days` is ours: the shared files carry no times.
+# Settings tuned on each dataset by rn5l/session-rec (its committed parameter files), by name of the system; "-hr" is
+# tuned for the hit rate, else for MRR@20. `span_days` is ours: the shared files carry no times.
 PRESETS: dict[str, dict[str, dict]] = {
     "yoochoose1_64": {
         "v-sknn": {"k": 1000, "sample_size": 5000, "weighting": "log", "decay": "quadratic", "idf": 2.0},
@@ -86,12 +87,12 @@ class VSKNN(NeighbourModel):
         similarity: str = "vec",
         weighting: str = "div",
         decay: str = "div",
-        idf: float = 0.0,
+        idf: int | float = 0.0,
         idf_session: bool = False,
         time_decay: bool = False,
         remind: bool = True,
         normalise: bool = True,
-        span_days: float = 150.0,
+        span_days: int | float = 150.0,
     ):
         super().__init__(num_items, k, sample_size, remind, span_days)
         for name, value, known in (
@@ -114,7 +115,7 @@ class VSKNN(NeighbourModel):
         """sim(s, q) of every candidate."""
         size = self.session_offsets.diff()[found.session]
         if self.kind == "vec":
-            value = found.weight / query.distinct[found.row]
+            value = found.weight / pick(query.distinct, found.row)
         elif self.kind == "cosine":
             value = found.weight / (query.norm[found.row] * size.sqrt())
         else:
@@ -123,8 +124,8 @@ class VSKNN(NeighbourModel):
 
     def votes(self, found: Candidates, similarity: Tensor, number: Tensor, item: Tensor, place: Tensor) -> Tensor:
         """The vote of neighbour `number` for each of its items."""
-        votes = (similarity * STEP_WEIGHTS[self.decay](found.step))[number]
-        return votes * (1 + self.idf_weight * self.idf[item]) if self.idf_weight else votes
+        votes = pick(similarity * STEP_WEIGHTS[self.decay](found.step), number)
+        return votes * pick(1 + self.idf_weight * self.idf, item) if self.idf_weight else votes
 
     def scores(self, batch: Batch) -> Float[Tensor, "B V"]:
         """Sum of the votes, divided by the largest where there is any."""
@@ -169,11 +170,11 @@ class STAN(NeighbourModel):
         num_items: int,
         k: int = 500,
         sample_size: int = 5000,
-        lambda1: float = 1.02,
-        lambda2: float = 5.0,
-        lambda3: float = 2.05,
+        lambda1: int | float = 1.02,
+        lambda2: int | float = 5.0,
+        lambda3: int | float = 2.05,
         remind: bool = True,
-        span_days: float = 150.0,
+        span_days: int | float = 150.0,
     ):
         super().__init__(num_items, k, sample_size, remind, span_days)
         if min(lambda1, lambda2, lambda3) <= 0:
@@ -195,4 +196,4 @@ class STAN(NeighbourModel):
 
     def votes(self, found: Candidates, similarity: Tensor, number: Tensor, item: Tensor, place: Tensor) -> Tensor:
         """The vote of neighbour `number` for each of its items."""
-        return similarity[number] * torch.exp(-(place - found.place[number]).abs() / self.lambda3)
+        return pick(similarity, number) * torch.exp(-(place - pick(found.place, number)).abs() / self.lambda3)

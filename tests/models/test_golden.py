@@ -1,0 +1,67 @@
+"""The first twenty losses of every neural model at a fixed seed, as stored in tests/golden.
+
+A refactor keeps them. A change of the mathematics, the initialisation or the order of the examples renews them:
+
+    python tests/models/test_golden.py
+
+and the commit says why they moved. The tolerance leaves room for the rounding of other processors.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "golden"
+STEPS = (0, 1, 0, 1, 0, 1, 2, 3)  # a session on items a, a + 1, ...: to and fro, then on
+CASES = {
+    "gru4rec": ("gru4rec", {"dropout": 0.0}),  # without dropout: other versions of torch may draw other masks
+    "stamp": ("stamp", {}),
+    "stamp-code": ("stamp", {"add_mean": True, "biases": False, "clip_norm": 1.0}),
+    "sr-gnn": ("sr-gnn", {}),
+    "sr-gnn-nonhybrid-2-steps": ("sr-gnn", {"hybrid": False, "steps": 2}),
+    "sr-gnn-count": ("sr-gnn", {"edge_weight": "count"}),
+}
+
+
+def losses_of(name: str, arguments: dict) -> list[float]:
+    """Losses of twenty steps on forty sessions of the same form."""
+    from sbr_core.batches import epoch_order
+    from sbr_core.losses import FullSoftmax
+    from sbr_core.models import build
+    from sbr_core.optim import make_optimizers
+    from sbr_core.sessions import Sessions
+    from sbr_core.train import train_step
+
+    windows = Sessions.from_lists([[(a + step) % 40 for step in STEPS] for a in range(40)], 40).prefixes()
+    torch.manual_seed(2024)
+    model, loss = build(name, 40, dim=12, **arguments), FullSoftmax()
+    optimizers = make_optimizers(model, lr=0.03, l2=1e-5)
+    batches = epoch_order(windows, 16, seed=5, epoch=0, block=8).batches(windows)
+    return [train_step(model, loss, optimizers, batch).item() for batch, _ in zip(batches, range(20), strict=False)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_twenty_losses_are_those_stored(case):
+    stored = json.loads((FOLDER / f"{case}.json").read_text(encoding="utf-8"))
+    name, arguments = CASES[case]
+    assert (stored["model"], stored["arguments"]) == (name, arguments) and len(stored["losses"]) == 20
+    assert losses_of(name, arguments) == pytest.approx(stored["losses"], rel=1e-4)
+
+
+def test_every_neural_model_has_its_losses_stored_and_no_file_is_left_over():
+    from sbr_core.models import MODELS
+    from sbr_core.models.base import SessionModel
+
+    assert {name for name, _ in CASES.values()} == {
+        name for name, cls in MODELS.items() if issubclass(cls, SessionModel)
+    }
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(CASES)
+
+
+if __name__ == "__main__":
+    for case, (name, arguments) in CASES.items():
+        record = {"model": name, "arguments": arguments, "losses": [round(x, 7) for x in losses_of(name, arguments)]}
+        (FOLDER / f"{case}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{case}: {record['losses'][0]:.4f} ... {record['losses'][-1]:.4f}")

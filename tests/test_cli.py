@@ -1,0 +1,328 @@
+"""The commands: one JSON object on stdout, one line on stderr when the input is wrong, and the exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+from sbr_core import checkpoints, cli, datasets
+
+SMALL = ["--set", "dim=8", "--batch-size", "512"]
+DEMO = datasets.load("demo")
+TESTS = len(DEMO.test_windows())
+METRICS = {f"{name}@{k}" for name in ("HR", "MRR", "NDCG") for k in (5, 10, 20)}
+
+
+@pytest.fixture
+def sbr(monkeypatch, capsys):
+    """sbr("train", ...) -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own in place
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sbr", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            warnings.simplefilter("always")
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def sbr_json(sbr):
+    """The one JSON object that a command prints."""
+
+    def run(*arguments):
+        code, out, err = sbr(*arguments, "--json")
+        assert code == 0, err
+        assert out.count("\n") == 1 and out.endswith("\n")
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a small model trained on the demo shop, and what `sbr train --json` printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = [
+        "train",
+        "--model",
+        "sr-gnn",
+        "--epochs",
+        "1",
+        "--seed",
+        "3",
+        "--output",
+        str(folder),
+        *SMALL,
+        "--json",
+    ]
+    code = "import sys; sys.argv[0] = 'sbr'; from sbr_core.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return folder, json.loads(done.stdout)
+
+
+def test_data_stats_are_those_of_the_dataset(sbr_json):
+    found = sbr_json("data", "stats", "--dataset", "demo")
+    assert found == DEMO.statistics()
+    assert {"train_sessions", "train_clicks", "train_examples", "test_examples", "items"} <= found.keys()
+
+
+def test_data_prepare_names_the_fingerprint(sbr_json):
+    found = sbr_json("data", "prepare")
+    assert found["fingerprint"] == DEMO.fingerprint and found["seconds"] >= 0
+
+
+def test_data_list_tells_what_is_there(sbr, sbr_json):
+    found = sbr_json("data", "list")
+    assert found["demo"]["status"] == "ready"
+    assert {"demo", "diginetica", "yoochoose1_64", "yoochoose1_4", "meli2020"} <= found.keys()
+    code, out, _ = sbr("data", "list")
+    assert code == 0 and len(out.splitlines()) == len(found) and out.startswith("demo ")
+
+
+def test_train_prints_the_issue_s_keys_and_keeps_the_model(trained):
+    folder, found = trained
+    assert {"HR@20", "MRR@20", "epoch"} == found["best"].keys() and found["best"]["epoch"] == 1
+    (epoch,) = found["epochs"]
+    assert METRICS <= epoch["test"].keys() and epoch["test"]["examples"] == TESTS
+    assert found["best"]["MRR@20"] == epoch["test"]["MRR@20"] and 0 < epoch["test"]["MRR@20"] < 100
+    low, high = epoch["test"]["MRR@20 interval"]
+    assert low < epoch["test"]["MRR@20"] < high
+    assert (found["seed"], found["model"], found["dataset"], found["output"]) == (3, "sr-gnn", "demo", str(folder))
+    assert found["peak_rss_mb"] > 50 and found["seconds"] > 0 and "selected" not in found
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "state.safetensors"]
+
+
+def test_the_same_train_command_again_finds_the_run_done(trained, sbr_json):
+    folder, found = trained
+    again = sbr_json("train", "--model", "sr-gnn", "--epochs", 1, "--seed", 3, "--output", folder, *SMALL)
+    assert again["epochs"] == found["epochs"] and again["best"] == found["best"]
+
+
+def test_a_command_that_would_train_another_run_into_the_folder_is_refused(trained, sbr):
+    folder, _ = trained
+    code, out, err = sbr("train", "--model", "sr-gnn", "--epochs", 1, "--seed", 4, "--output", folder, *SMALL)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert "state.safetensors belongs to another run: seed differ (there: [3])" in err
+
+
+def test_evaluate_of_the_trained_model_repeats_the_training_s_figures(trained, sbr_json):
+    folder, found = trained
+    again = sbr_json("evaluate", "--checkpoint", folder)
+    for name in METRICS:
+        assert again[name] == pytest.approx(found["epochs"][0]["test"][name], abs=1e-9)
+    assert again["examples"] == TESTS and again["ties"] == "conservative" and again["unknown_targets"] == 0
+
+
+def test_train_with_validation_reports_the_epoch_it_selects(sbr_json, tmp_path):
+    options = ["--epochs", 3, "--validate", "--lr", 0.01, "--output", tmp_path, *SMALL]
+    found = sbr_json("train", "--model", "gru4rec", "--dataset", "demo", *options)
+    values = [epoch["validation"]["MRR@20"] for epoch in found["epochs"]]
+    picked = found["epochs"][values.index(max(values))]
+    assert found["selected"] == {key: picked[key] for key in ("epoch", "validation", "test")}
+    assert found["epochs"][0]["validation"]["examples"] == len(DEMO.train.split_latest(0.1)[1].prefixes())
+    kept = sbr_json("evaluate", "--checkpoint", tmp_path)
+    assert kept["MRR@20"] == pytest.approx(picked["test"]["MRR@20"], abs=1e-9)
+
+
+def test_evaluate_counts_a_system_on_the_spot(sbr_json):
+    found = sbr_json("evaluate", "--model", "markov", "--breakdown")
+    assert METRICS <= found.keys() and found["examples"] == TESTS and 5 < found["MRR@20"] < found["HR@20"] < 100
+    for table in ("by_length", "by_popularity"):
+        assert sum(row["examples"] for row in found[table]) == TESTS
+        assert sum(row["examples"] * row.get("HR@20", 0) for row in found[table]) / TESTS == pytest.approx(
+            found["HR@20"], rel=1e-4
+        )
+
+
+def test_tie_policies_order_the_figures_of_a_counting_system(sbr_json):
+    policies = ("conservative", "median", "standard")
+    low, middle, high = (sbr_json("evaluate", "--model", "item-knn", "--ties", ties)["HR@20"] for ties in policies)
+    assert low <= middle <= high and low < high
+
+
+def test_recommend_answers_with_items_and_scores(trained, sbr_json):
+    found = sbr_json("recommend", "--checkpoint", trained[0], "--session", "214,55,214", "-k", 20)
+    assert len(found["items"]) == len(set(found["items"])) == len(found["scores"]) == 20
+    assert found["scores"] == sorted(found["scores"], reverse=True) and all(
+        item in DEMO.item_ids for item in found["items"]
+    )
+
+
+def test_recommend_warns_on_stderr_of_clicks_it_does_not_know(trained, sbr):
+    code, out, err = sbr("recommend", "--checkpoint", trained[0], "--session", "214,999999,55", "--json")
+    assert code == 0 and err == "warning: 1 of 3 clicks are unknown to the model and skipped: 999999\n"
+    assert json.loads(out) == json.loads(
+        sbr("recommend", "--checkpoint", trained[0], "--session", "214,55", "--json")[1]
+    )
+
+
+def test_recommend_without_json_is_a_ranked_list(trained, sbr):
+    code, out, _ = sbr("recommend", "--checkpoint", trained[0], "--session", "214", "-k", 3)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["1", "2", "3"]
+
+
+def test_bench_prints_the_issue_s_keys(sbr_json):
+    found = sbr_json("bench", "--model", "sr-gnn", "--dataset", "demo", "--steps", 3, *SMALL)
+    wanted = {"examples_per_second", "step_ms", "floor_ms", "floor_ratio", "peak_rss_mb"}
+    assert wanted <= found.keys() and all(found[key] > 0 for key in wanted)
+    assert found["examples_per_second"] == pytest.approx(512 / found["step_ms"] * 1e3)
+    assert (found["steps"], found["batch_size"], found["examples"]) == (3, 512, TESTS)
+
+
+def test_replicate_writes_a_record(sbr_json, tmp_path):
+    options = [
+        "--models",
+        "pop",
+        "--datasets",
+        "demo",
+        "--seeds",
+        "0,1",
+        "--work",
+        tmp_path / "w",
+        "--results",
+        tmp_path / "r",
+    ]
+    found = sbr_json("replicate", *options)["records"]
+    assert found == [str(tmp_path / "r" / f"pop--demo--seed{seed}.json") for seed in (0, 1)]
+    assert json.loads((tmp_path / "r" / "pop--demo--seed1.json").read_text())["seed"] == 1
+
+
+WRONG = {
+    "model": (["train", "--model", "srgnn"], "no model 'srgnn'; the models are pop, "),
+    "dataset": (["data", "stats", "--dataset", "nowhere"], "nowhere"),
+    "dataset to train": (["train", "--model", "sr-gnn", "--dataset", "nowhere"], "nowhere"),
+    "argument": (["train", "--model", "stamp", "--set", "steps=2"], "stamp has no argument 'steps'"),
+    "argument's value": (["train", "--model", "sr-gnn", "--set", "readout=max"], "readout is one of"),
+    "argument's type": (["train", "--model", "sr-gnn", "--set", "dim=wide"], "sr-gnn: dim is int, got 'wide'"),
+    "argument's number": (["train", "--model", "sr-gnn", "--set", "dim=-1"], "dim must be at least 1"),
+    "argument's form": (["train", "--model", "sr-gnn", "--set", "steps"], "--set takes name=value, got 'steps'"),
+    "epochs": (["train", "--model", "sr-gnn", "--epochs", "0"], "epochs must be at least 1, got 0"),
+    "rate": (["train", "--model", "sr-gnn", "--lr", "-1", *SMALL], "lr must be positive"),
+    "precision": (["train", "--model", "sr-gnn", "--precision", "fp8", *SMALL], "'fp32' or 'bf16', got 'fp8'"),
+    "length": (["train", "--model", "sr-gnn", "--max-len", "0", *SMALL], "at least one click, got 0"),
+    "device": (["train", "--model", "sr-gnn", "--device", "toaster", *SMALL], "--device toaster"),
+    "checkpoint": (["recommend", "--checkpoint", "/no", "--session", "1"], "/no/model.safetensors does not exist"),
+    "checkpoint to evaluate": (["evaluate", "--checkpoint", "/nowhere"], "/nowhere/model.safetensors does not exist"),
+    "untrained": (["evaluate", "--model", "sr-gnn"], "sr-gnn must be trained first"),
+    "nothing to evaluate": (["evaluate"], "give either --model"),
+    "two to evaluate": (["evaluate", "--model", "pop", "--checkpoint", "/x"], "give either --model"),
+    "ties": (["evaluate", "--model", "pop", "--ties", "random"], "ties is one of"),
+    "steps": (["bench", "--model", "sr-gnn", "--steps", "0", *SMALL], "at least one step"),
+    "seeds": (["replicate", "--seeds", "one"], "one"),
+    "missing option": (["train"], "--model"),
+    "missing value": (["train", "--model"], "--model"),
+    "unknown option": (["train", "--model", "sr-gnn", "--bogus"], "--bogus"),
+    "unknown command": (["fly"], "fly"),
+    "not a number": (["train", "--model", "sr-gnn", "--epochs", "many"], "valid integer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_1(arguments, message, sbr):
+    code, out, err = sbr(*arguments)
+    assert code == 1 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err
+
+
+def test_a_session_of_something_else_than_integers_is_refused(trained, sbr):
+    code, out, err = sbr("recommend", "--checkpoint", trained[0], "--session", "214,shoe")
+    assert (code, out) == (1, "")
+    assert err == "error: the items of this model are integers, separated by commas; got '214,shoe'\n"
+
+
+@pytest.mark.parametrize("k", [0, DEMO.num_items + 1])
+def test_more_items_than_there_are_is_refused(k, trained, sbr):
+    code, out, err = sbr("recommend", "--checkpoint", trained[0], "--session", "214", "-k", k)
+    assert (code, out, err) == (1, "", f"error: k must lie in 1..{DEMO.num_items} (the catalogue), got {k}\n")
+
+
+def test_a_damaged_model_is_named(trained, sbr, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((trained[0] / "model.safetensors").read_bytes()[:-100])
+    code, out, err = sbr("recommend", "--checkpoint", tmp_path, "--session", "214")
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "model.safetensors is damaged" in err
+
+
+def test_a_model_of_another_catalogue_is_not_evaluated(trained, sbr):
+    code, out, err = sbr("evaluate", "--checkpoint", trained[0], "--dataset", "large:1000")
+    assert (code, out) == (1, "") and "trained on another catalogue than large:1000" in err
+
+
+def test_cuda_without_cuda_is_refused(sbr, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    code, out, err = sbr("train", "--model", "sr-gnn", "--device", "cuda", *SMALL)
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "--device cuda" in err and "--device cpu" in err
+
+
+def test_no_command_shows_the_help(sbr):
+    code, out, err = sbr()
+    assert code == 1 and "recommend" in out and err == "error: a command is missing\n"
+    code, out, _ = sbr("--help")
+    assert code == 0 and all(
+        command in out for command in ("train", "evaluate", "recommend", "bench", "data", "replicate")
+    )
+
+
+@pytest.mark.parametrize("model", ["s-pop", "markov"])
+def test_counting_systems_train_evaluate_and_recommend(model, sbr_json, tmp_path):
+    found = sbr_json("train", "--model", model, "--output", tmp_path)
+    direct = sbr_json("evaluate", "--model", model)
+    loaded = sbr_json("evaluate", "--checkpoint", tmp_path)
+    assert found["best"]["HR@20"] == pytest.approx(direct["HR@20"]) == pytest.approx(loaded["HR@20"])
+    assert len(sbr_json("recommend", "--checkpoint", tmp_path, "--session", "214,55", "-k", 5)["items"]) == 5
+
+
+DRIVER = """
+import sys, time
+from sbr_core import cli, train
+step = train.train_step
+def slow(*arguments):
+    print("training", file=sys.stderr, flush=True)
+    time.sleep(0.05)
+    return step(*arguments)
+train.train_step = slow
+sys.argv = ["sbr", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_exits_130_and_the_same_command_continues(sbr_json, tmp_path):
+    arguments = ["train", "--model", "gru4rec", "--epochs", "1", *SMALL, "--json", "--output"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments, str(tmp_path / "stopped")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job may come with it ignored
+    )  # fmt: skip
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        while "training" not in (line := process.stderr.readline()):
+            assert line, "ended before training began"
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate()
+    finally:
+        watchdog.cancel()
+        process.kill()
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted: with --output, the same command continues"
+    _, info = checkpoints.read(tmp_path / "stopped" / "state.safetensors")
+    assert 1 <= info["step"] < len(DEMO.train.prefixes()) // 512 and info["epochs"] == []
+    continued = sbr_json(*arguments[:-2], "--output", tmp_path / "stopped")
+    straight = sbr_json(*arguments[:-2], "--output", tmp_path / "straight")
+    assert continued["best"] == straight["best"] and continued["epochs"][0]["loss"] == straight["epochs"][0]["loss"]
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("stopped", "straight")]
+    assert files[0] == files[1]

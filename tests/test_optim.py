@@ -1,0 +1,128 @@
+"""Optimizers against hand loops, and the learning-rate schedule."""
+
+import pytest
+import torch
+from torch import nn
+
+from sbr_core.optim import learning_rate, make_optimizers, set_learning_rate
+from sbr_core.table import lookup
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+    def loss(self, ids):
+        return (lookup(self.table, ids) @ self.weight).square().sum()
+
+
+def adam_loop(start, grads, lr, l2=0.0, corrected_eps=False):
+    """Adam with coupled L2, as its paper prints it; torch's SparseAdam corrects epsilon along with the moment."""
+    x, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for step, grad in enumerate(grads, 1):
+        g = grad + l2 * x
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        eps = 1e-8 / (1 - 0.999**step) ** 0.5 if corrected_eps else 1e-8
+        x = x - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + eps)
+    return x
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+def test_adam_with_coupled_l2_equals_a_hand_loop(l2):
+    model = Small()
+    starts = {name: p.detach().clone() for name, p in model.named_parameters()}
+    grads = {name: [torch.randn_like(p) for _ in range(3)] for name, p in starts.items()}
+    grads["table"][1].zero_()  # with L2, a parameter without gradient moves all the same
+    (optimizer,) = make_optimizers(model, lr=0.01, l2=l2)
+    for step in range(3):
+        for name, p in model.named_parameters():
+            p.grad = grads[name][step].clone()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), adam_loop(starts[name], grads[name], 0.01, l2), rtol=0, atol=1e-12)
+
+
+def test_sparse_adam_leaves_untouched_rows_alone_bit_for_bit():
+    model = Small()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizers = make_optimizers(model, lr=0.1, sparse_table=True)
+    assert [type(o).__name__ for o in optimizers] == ["SparseAdam", "Adam"]
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        model.loss(torch.tensor([[1, 4], [1, 1]])).backward()
+        assert model.table.grad.is_sparse
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(model.table.detach()[[0, 2, 3, 5]], before["table"][[0, 2, 3, 5]])
+    assert (model.table.detach()[[1, 4]] != before["table"][[1, 4]]).all()
+    assert (model.weight.detach() != before["weight"]).all()
+
+
+def test_sparse_adam_moves_touched_rows_as_adam_would():
+    model = Small()
+    start, grads = model.table.detach().clone(), []
+    optimizers = make_optimizers(model, lr=0.1, sparse_table=True)
+    for _ in range(3):
+        model.zero_grad(set_to_none=True)
+        model.loss(torch.arange(6)).backward()
+        grads.append(model.table.grad.to_dense().clone())
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(
+        model.table.detach(), adam_loop(start, grads, 0.1, corrected_eps=True), rtol=0, atol=1e-12
+    )
+
+
+def test_every_parameter_is_in_one_optimizer():
+    model = Small()
+    for sparse in (False, True):
+        optimizers = make_optimizers(model, sparse_table=sparse)
+        held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    only = nn.Module()
+    only.table = nn.Parameter(torch.zeros(3, 2))
+    assert [type(o).__name__ for o in make_optimizers(only, sparse_table=True)] == ["SparseAdam"]
+
+
+def test_l2_is_refused_for_a_sparse_table():
+    with pytest.raises(ValueError, match="l2=1e-05 cannot reach the untouched rows"):
+        make_optimizers(Small(), l2=1e-5, sparse_table=True)
+
+
+@pytest.mark.parametrize("lr, l2", [(0.0, 0.0), (-1e-3, 0.0), (1e-3, -1e-5)])
+def test_bad_rates_are_refused(lr, l2):
+    with pytest.raises(ValueError, match="lr must be positive and l2 not negative"):
+        make_optimizers(Small(), lr=lr, l2=l2)
+
+
+SCHEDULES = [
+    ({}, [1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5]),
+    ({"offset": 1}, [1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5, 1e-5]),
+    ({"every": None}, [1e-3] * 8),
+    ({"every": 1, "decay": 0.5}, [1e-3 / 2**e for e in range(8)]),
+]
+
+
+@pytest.mark.parametrize("arguments, rates", SCHEDULES)
+def test_the_schedule_epoch_by_epoch(arguments, rates):
+    assert [learning_rate(epoch, 1e-3, **arguments) for epoch in range(8)] == pytest.approx(rates, rel=1e-12)
+
+
+def test_the_shortened_schedule_is_that_of_torch_stepped_at_the_start_of_an_epoch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.1)
+    rates = []
+    for _ in range(8):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert [learning_rate(epoch, 1e-3, offset=1) for epoch in range(8)] == pytest.approx(rates, rel=1e-9)
+
+
+def test_a_new_rate_reaches_every_group():
+    optimizers = make_optimizers(Small(), sparse_table=True)
+    set_learning_rate(optimizers, 0.5)
+    assert [group["lr"] for o in optimizers for group in o.param_groups] == [0.5, 0.5]

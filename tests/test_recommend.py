@@ -1,0 +1,160 @@
+"""Recommendations: raw ids in, a ranked shelf of raw ids out, whatever the session looks like."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from toys import random_sessions
+
+from sbr_core import checkpoints
+from sbr_core.batches import Batch
+from sbr_core.models.counting import Markov
+from sbr_core.models.gru4rec import GRU4Rec
+from sbr_core.models.stamp import STAMP
+from sbr_core.recommend import Recommender
+
+V = 30
+TRAIN = random_sessions(60, V)
+COUNTS = torch.bincount(TRAIN.clicks.long(), minlength=V)
+NUMBERS = np.arange(V) * 7 + 1000
+WORDS = np.array([f"item-{number}" for number in range(V)])
+
+
+def recommender(item_ids=NUMBERS):
+    torch.manual_seed(0)
+    return Recommender(GRU4Rec(V, 8), item_ids, COUNTS)
+
+
+def popular(item_ids, k):
+    """(items, scores) of the most clicked items."""
+    order = sorted(range(V), key=lambda row: -int(COUNTS[row]))[:k]
+    return [item_ids[row] for row in order], [int(COUNTS[row]) / int(COUNTS.sum()) for row in order]
+
+
+@pytest.mark.parametrize("item_ids", [NUMBERS, WORDS], ids=["numbers", "words"])
+def test_the_shelf_is_the_model_s_scores_sorted(item_ids):
+    found = recommender(item_ids)
+    rows = [3, 9, 3, 21]
+    with torch.no_grad():
+        scores = found.model.score(found.model.encode(Batch.of([rows], V)))[0].tolist()
+    items, values = found.recommend([item_ids.tolist()[row] for row in rows], k=V)
+    assert items == [item_ids.tolist()[row] for row in sorted(range(V), key=lambda row: -scores[row])]
+    assert values == pytest.approx(sorted(scores, reverse=True), rel=1e-6)
+    assert found.recommend([item_ids.tolist()[row] for row in rows], k=4) == (items[:4], values[:4])
+    assert all(type(item) is type(item_ids.tolist()[0]) for item in items)
+
+
+def test_a_model_is_asked_in_evaluation_mode():
+    torch.manual_seed(0)
+    model = GRU4Rec(V, 8, dropout=0.9).train()
+    found = Recommender(model, NUMBERS, COUNTS)
+    assert not model.training and found.recommend([1000, 1007]) == found.recommend([1000, 1007])
+
+
+def test_a_batch_answers_as_one_session_at_a_time():
+    found = recommender()
+    sessions = [[1000], [1007, 1000, 1007, 1014], [], [1203] * 30, [1021, 1028], [5]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = found.recommend_batch(sessions, k=5)
+        alone = [found.recommend(session, k=5) for session in sessions]
+    assert [items for items, _ in together] == [items for items, _ in alone]
+    for (_, one), (_, two) in zip(together, alone, strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_unknown_items_are_skipped_with_a_warning():
+    found = recommender()
+    with pytest.warns(UserWarning, match="2 of 4 clicks are unknown to the model and skipped: 5, 99"):
+        answer = found.recommend([1000, 5, 1007, 99])
+    assert answer == found.recommend([1000, 1007])
+    with pytest.warns(UserWarning, match=r"7 of 7 clicks are unknown .*: 0, 1, 2, 3, 4 \.\.\."):
+        found.recommend(list(range(7)))
+
+
+def test_known_sessions_are_answered_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recommender().recommend([1000, 1007])
+        recommender().recommend([])
+
+
+@pytest.mark.parametrize("clicks", [[], [5], [5, 6, 7]])
+def test_a_session_of_which_nothing_is_known_is_answered_by_popularity(clicks):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        items, scores = recommender().recommend(clicks, k=6)
+    best, shares = popular(NUMBERS.tolist(), 6)
+    assert scores == pytest.approx(shares, rel=1e-6)
+    counts = dict(zip(NUMBERS.tolist(), COUNTS.tolist(), strict=True))
+    assert [counts[item] for item in items] == [counts[item] for item in best]
+
+
+def test_numpy_numbers_are_numbers():
+    found = recommender()
+    assert found.recommend(list(np.array([1000, 1007]))) == found.recommend([1000, 1007])
+
+
+@pytest.mark.parametrize("k", [0, -1, V + 1])
+def test_k_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match=rf"k must lie in 1\.\.{V} \(the catalogue\), got {k}"):
+        recommender().recommend([1000], k)
+
+
+def test_text_is_read_as_the_catalogue_has_its_ids():
+    assert recommender().parse("1000, 1007,,1000 ") == [1000, 1007, 1000] and recommender().parse("") == []
+    assert recommender(WORDS).parse("item-3, item-4") == ["item-3", "item-4"]
+    with pytest.raises(ValueError, match="items of this model are integers, separated by commas; got '1000;1007'"):
+        recommender().parse("1000;1007")
+
+
+@pytest.mark.parametrize("item_ids", [NUMBERS, WORDS, NUMBERS.astype(np.int32)], ids=["int64", "words", "int32"])
+def test_a_saved_recommender_answers_the_same(item_ids, tmp_path):
+    before = recommender(item_ids)
+    path = before.save(tmp_path / "new", "gru4rec", {"dim": 8})
+    after = Recommender.load(tmp_path / "new")
+    clicks = [[item_ids.tolist()[row] for row in rows] for rows in ([1], [2, 3, 2], [])]
+    assert path == tmp_path / "new" / "model.safetensors"
+    assert after.recommend_batch(clicks, 7) == before.recommend_batch(clicks, 7)
+    assert after.item_ids.tolist() == item_ids.tolist() and torch.equal(after.counts, before.counts)
+
+
+def test_arguments_are_saved_with_the_model(tmp_path):
+    arguments = {"dim": 8, "add_mean": True, "biases": False, "clip_norm": 1.5}
+    Recommender(STAMP(V, **arguments), NUMBERS, COUNTS).save(tmp_path, "stamp", arguments)
+    model = Recommender.load(tmp_path).model
+    assert isinstance(model, STAMP) and (model.add_mean, model.clip_norm, model.W1.bias) == (True, 1.5, None)
+
+
+def test_a_counting_model_is_saved_with_its_counts(tmp_path):
+    model = Markov(V).fit(TRAIN)
+    before = Recommender(model, NUMBERS, COUNTS)
+    before.save(tmp_path, "markov", {})
+    after = Recommender.load(tmp_path)
+    for row in range(V):
+        assert after.recommend([int(NUMBERS[row])], 3) == before.recommend([int(NUMBERS[row])], 3)
+
+
+def test_of_a_dataset_takes_its_ids_and_counts():
+    from sbr_core import datasets
+
+    demo = datasets.load("demo")
+    found = Recommender.of(GRU4Rec(demo.num_items, 4), demo)
+    assert found.item_ids.tolist() == demo.item_ids.tolist() and found.counts.sum() == demo.train.num_clicks
+
+
+def test_files_that_are_no_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="model.safetensors does not exist; `sbr train --output"):
+        Recommender.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 50)
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        Recommender.load(tmp_path)
+
+
+def test_a_model_of_a_name_that_is_gone_is_refused(tmp_path):
+    path = recommender().save(tmp_path, "gru4rec", {"dim": 8})
+    tensors, info = checkpoints.read(path)
+    checkpoints.write(path, tensors, info | {"model": "gru5rec"})
+    with pytest.raises(ValueError, match="there is no model 'gru5rec'"):
+        Recommender.load(tmp_path)

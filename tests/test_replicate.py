@@ -1,0 +1,137 @@
+"""A published row repeated: two runs, one record, continued after a stop, never done twice."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from toys import chain, random_sessions
+
+from sbr_core import records, replicate, train
+from sbr_core.datasets import Dataset
+from sbr_core.evaluate import evaluate
+from sbr_core.recipes import Recipe
+from sbr_core.train import TrainConfig
+
+V = 20
+DATASET = Dataset("chain", chain(V, 100, seed=0), chain(V, 20, seed=1), np.arange(V), "f" * 64, "test")
+RECIPE = Recipe("gru4rec", {"dim": 8}, TrainConfig(epochs=2, batch_size=32, lr=0.02, l2=0.0))
+
+
+@pytest.fixture
+def run(tmp_path):
+    def go(recipe=RECIPE, results="results", dataset=DATASET, seed=1):
+        return replicate.replicate(recipe, dataset, seed, tmp_path / "work", tmp_path / results, progress=False)
+
+    return go
+
+
+def without_time(record):
+    """A record without what depends on the clock, the machine and the process."""
+    runs = {part: [{k: v for k, v in e.items() if k not in ("seconds", "examples_per_second")} for e in epochs]
+            for part, epochs in record["runs"].items()}  # fmt: skip
+    return {k: v for k, v in record.items() if k not in ("seconds", "peak_rss_mb")} | {"runs": runs}
+
+
+def test_a_replication_is_one_record_of_both_protocols(run):
+    path = run()
+    (found,) = records.load(path.parent)
+    select, final = found["runs"]["select"], found["runs"]["final"]
+    assert len(select) == len(final) == 2 and path.name == "gru4rec--chain--seed1.json"
+    assert all(
+        epoch.keys() >= {"validation"} and "test" not in epoch for epoch in select
+    )  # nothing is picked on the test
+    assert all("test" in epoch and "validation" not in epoch for epoch in final)
+    assert select[0]["validation"]["examples"] == 10 * 5 and final[0]["test"]["examples"] == 20 * 5
+    picked = max(select, key=lambda epoch: epoch["validation"]["MRR@20"])["epoch"]
+    assert found["honest"]["epoch"] == picked
+    assert found["honest"]["MRR@20"] == final[picked - 1]["test"]["MRR@20"]
+    assert found["as_published"]["HR@20"] == max(epoch["test"]["HR@20"] for epoch in final)
+    assert found["seed"] == found["recipe"]["config"]["seed"] == 1
+
+
+def test_the_select_run_trains_on_all_but_the_latest_tenth_and_the_final_run_on_all(run, monkeypatch):
+    trained = []
+    fit = replicate.fit
+
+    def spy(model, examples, *arguments, **more):
+        trained.append(len(examples))
+        return fit(model, examples, *arguments, **more)
+
+    monkeypatch.setattr(replicate, "fit", spy)
+    run()
+    assert trained == [90 * 5, 100 * 5]
+
+
+def test_a_record_that_is_there_is_left_alone(run, monkeypatch):
+    path = run()
+    before, changed = path.read_bytes(), path.stat().st_mtime_ns
+    monkeypatch.setattr(replicate, "fit", None)
+    assert run() == path and path.read_bytes() == before and path.stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("steps", [10, 40])
+def test_a_replication_that_was_stopped_is_continued_to_the_same_record(steps, run, monkeypatch):
+    straight = run(results="straight")
+    straight_record = records.load(straight.parent)[0]
+    for folder in (straight.parent.parent / "work").iterdir():
+        for file in folder.iterdir():
+            file.unlink()
+    left, step = iter(range(steps)), train.train_step  # 15 steps an epoch of the select run, 16 of the final one
+
+    def stopping(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    done = []
+    monkeypatch.setattr(train, "train_step", lambda *arguments: done.append(1) or step(*arguments))
+    continued = records.load(run().parent)[0]
+    assert without_time(continued) == without_time(straight_record)
+    assert len(done) == {10: 62, 40: 62 - 30}[steps]  # what was finished by an epoch's checkpoint is not done again
+
+
+def test_a_counting_system_is_fitted_once_on_all_sessions(run):
+    (found,) = records.load(run(Recipe("markov", {})).parent)
+    assert found["runs"].keys() == {"final"} and found["honest"]["HR@20"] == 100.0
+    assert found["as_published"]["MRR@20"] == found["honest"]["MRR@20"] == 100.0
+
+
+def test_a_seed_gives_its_model_and_another_seed_another():
+    one, two, other = (replicate.new_model(RECIPE, V, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.table, two.table) and not torch.equal(one.table, other.table)
+
+
+def test_the_evaluator_reports_metrics_intervals_and_what_could_not_be_known():
+    sessions = random_sessions(40, V)
+    train_part = random_sessions(5, V, seed=3)
+    model = replicate.new_model(RECIPE, V, 0)
+    config = dataclasses.replace(RECIPE.config, max_len=2)
+    found = replicate.evaluator(sessions.prefixes(), config, train_part)(model)
+    seen = torch.zeros(V, dtype=torch.bool)
+    seen[train_part.clicks.long()] = True
+    expected = evaluate(model, sessions.prefixes().last(2), seen=seen)
+    assert {name: found[name] for name in expected.metrics} == expected.metrics
+    assert (found["unknown_targets"], found["unknown_clicks"]) == (expected.unknown_targets, expected.unknown_clicks)
+    assert found["unknown_targets"] > 0 and found["examples"] == len(sessions.prefixes())
+    low, high = found["HR@20 interval"]
+    assert low <= found["HR@20"] <= high
+
+
+def test_items_that_occur():
+    assert replicate.occurring(random_sessions(3, V).select(0, 0)).sum() == 0
+    sessions = random_sessions(10, V)
+    assert replicate.occurring(sessions.select(2, 5)).nonzero().flatten().tolist() == sorted(
+        {item for number in (2, 3, 4) for item in sessions[number]}
+    )
+
+
+@pytest.mark.gpu
+def test_a_counting_system_is_replicated_on_a_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    path = replicate.replicate(Recipe("markov", {}), DATASET, 0, tmp_path / "w", tmp_path / "r", "cuda", progress=False)
+    assert records.load(path.parent)[0]["honest"]["HR@20"] == 100.0
