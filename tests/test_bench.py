@@ -16,8 +16,8 @@ SESSIONS = chain(V, 40)
 WINDOWS = SESSIONS.prefixes()  # 200 examples
 CONFIG = TrainConfig(batch_size=16, block=1)
 KEYS = {
-    "step_ms", "mean_step_ms", "floor_ms", "floor_ratio", "examples_per_second", "mean_width", "batch_size", "precision",
-    "steps", "peak_rss_mb", "device",
+    "step_ms", "mean_step_ms", "floor_ms", "floor_ratio", "examples_per_second", "mean_width", "batch_size",
+    "precision", "steps", "peak_rss_mb", "device",
 }  # fmt: skip
 
 
@@ -91,6 +91,20 @@ def test_a_counting_system_has_only_its_evaluation_timed():
 def test_a_neural_model_has_both():
     found = bench.bench(GRU4Rec(V, 8), WINDOWS, WINDOWS[:50], CONFIG, steps=1)
     assert found.keys() == KEYS | {"evaluation_s", "evaluation_ms_per_example", "examples"}
+
+
+def test_every_form_of_the_softmax_is_timed(monkeypatch):
+    times = iter(range(100))
+
+    def timed(work, device):
+        work()
+        return float(next(times))
+
+    monkeypatch.setattr(bench, "_timed", timed)
+    found = bench.bench_softmax(50, batch_size=8, dim=4, repeats=3)
+    sizes = {"num_items": 50, "batch_size": 8, "dim": 4}
+    # four forms in turn, two rounds of warm-up: the second of rounds 3, 4, 5 is the median
+    assert found == sizes | {"plain fp32": 12.0, "chunked fp32": 13.0, "kept fp32": 14.0, "kept bf16": 15.0}
 
 
 def test_no_steps_cannot_be_timed():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sbr_core import losses
 from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.base import SessionModel
 
@@ -37,22 +38,57 @@ def test_closed_form_of_a_case_made_by_hand():
 def test_the_score_vector_of_the_specs():
     """Rows [2, 0] and [1, 3] with the diagonal as targets lose 0.126928 each."""
     model = Given(torch.tensor([[2.0, 1.0], [0.0, 3.0], [0.0, 0.0]]))
-    for fused in (True, False):
-        loss = FullSoftmax(fused=fused)(Scores(model, torch.eye(2)), torch.tensor([0, 1]))
+    for form in FORMS:
+        loss = FullSoftmax(form=form)(Scores(model, torch.eye(2)), torch.tensor([0, 1]))
         assert loss.item() == pytest.approx(0.126928, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind, fused", [(Given, True), (Given, False), (Opaque, True), (Opaque, False)])
-def test_every_path_gives_the_same_value_and_gradient(kind, fused):
-    model = kind(torch.randn(12, 4))
-    query, target = torch.randn(5, 4, requires_grad=True), torch.randint(11, (5,))
-    loss = FullSoftmax(fused=fused)(Scores(model, query), target)
+FORMS = ("auto", "kept", "chunked", "plain")
+
+
+@pytest.mark.parametrize("kind", [Given, Opaque])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_value_and_gradients(form, kind):
+    """The query comes from looked-up rows of the same table, as in every model."""
+    model, ids, target = (
+        kind(torch.randn(12, 4)).double(),
+        torch.tensor([[0, 3], [3, 3], [9, 11]]),
+        torch.tensor([3, 0, 3]),
+    )
+    loss = FullSoftmax(form=form)(Scores(model, model.embed(ids).sum(1)), target)
     loss.backward()
-    table, plain = model.table.detach().clone().requires_grad_(), query.detach().clone().requires_grad_()
-    expected = F.cross_entropy(plain @ table[:-1].T, target)
+    table = model.table.detach().clone().requires_grad_()
+    expected = F.cross_entropy(table[ids].sum(1) @ table[:-1].T, target)
     expected.backward()
-    for mine, theirs in ((loss, expected), (model.table.grad, table.grad), (query.grad, plain.grad)):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    grad = model.table.grad.to_dense() if model.table.grad.is_sparse else model.table.grad
+    torch.testing.assert_close(grad, table.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_accumulates_and_trains_alike(form):
+    torch.manual_seed(1)
+    start, ids, target = torch.randn(12, 4), torch.tensor([[0, 3], [3, 3], [9, 11]]), torch.tensor([3, 0, 3])
+    models = [Given(start), Given(start)]
+    for model, loss in zip(models, (FullSoftmax(form=form), FullSoftmax(form="plain")), strict=True):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=True)
+            for rows in (slice(0, 3), slice(1, 3)):
+                loss(Scores(model, model.embed(ids[rows]).sum(1)), target[rows]).backward()
+            optimizer.step()
+    torch.testing.assert_close(models[0].table, models[1].table, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_holds_the_scores_whole_up_to_a_size_and_then_no_longer(monkeypatch):
+    calls, chunked = [], F.linear_cross_entropy
+    monkeypatch.setattr(F, "linear_cross_entropy", lambda *a, **k: calls.append(1) or chunked(*a, **k))
+    scores = Scores(Given(torch.randn(12, 4)), torch.randn(5, 4))
+    for limit, used in ((5 * 12 * 4, 0), (5 * 12 * 4 - 1, 1)):
+        monkeypatch.setattr(losses, "KEPT_BYTES", limit)
+        FullSoftmax()(scores, torch.arange(5))
+        FullSoftmax("bf16")(scores, torch.arange(5))  # written for whole scores only
+        assert len(calls) == used
 
 
 def test_equal_scores_lose_ln_v():
@@ -70,6 +106,17 @@ def test_bf16_is_close_to_fp32():
 def test_a_precision_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="precision is 'fp32' or 'bf16', got 'fp16'"):
         FullSoftmax("fp16")
+
+
+@pytest.mark.parametrize("form", ["chunked", "plain"])
+def test_bf16_is_refused_where_it_is_not_written(form):
+    with pytest.raises(ValueError, match=f"precision='bf16' is written for form='kept', not for form='{form}'"):
+        FullSoftmax("bf16", form)
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="'auto', 'kept', 'chunked' or 'plain', got 'fused'"):
+        FullSoftmax(form="fused")
 
 
 def test_a_loss_sees_scores_of_all_or_of_some():

@@ -12,7 +12,7 @@ def test_every_recipe_is_that_of_its_pair_and_builds_its_model(pair):
     found = RECIPES[pair]
     assert found.model == pair[0] and recipe(*pair) is found and len(found.source) > 40
     model = build(found.model, 40, **found.arguments)
-    assert isinstance(model, MODELS[pair[0]]) and model.dim == 100
+    assert isinstance(model, MODELS[pair[0]]) and model.dim == (64 if pair == ("sr-gnn", "demo") else 100)
 
 
 @pytest.mark.parametrize("dataset", ["yoochoose1_64", "diginetica"])
@@ -36,8 +36,9 @@ def test_stamp_as_its_code(dataset, lr, clip):
     assert (found.config.batch_size, found.config.lr, found.config.lr_every, found.config.l2) == (512, lr, None, 0.0)
 
 
-def test_elsewhere_a_system_has_its_recipe_of_yoochoose():
-    assert recipe("stamp", "demo") is recipe("stamp", "yoochoose1_64")
+@pytest.mark.parametrize("dataset", ["yoochoose1_4", "some/folder"])
+def test_elsewhere_a_system_has_its_recipe_of_yoochoose(dataset):
+    assert recipe("stamp", dataset) is recipe("stamp", "yoochoose1_64")
 
 
 def test_a_system_without_a_recipe_has_the_defaults():

@@ -36,7 +36,9 @@ def build(name: str, num_items: int, /, **arguments) -> nn.Module:
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}; it has {', '.join(known) or 'none'}")
-        if not isinstance(value, known[key]) and not (isinstance(value, int) and isinstance(1.0, known[key])):
+        if type(value) is int and isinstance(1.0, known[key]):
+            arguments[key] = float(value)
+        elif not isinstance(value, known[key]):
             raise ValueError(f"{name}: {key} is {getattr(known[key], '__name__', known[key])}, got {value!r}")
     return MODELS[name](num_items, **arguments)
 

@@ -280,7 +280,8 @@ def test_last_click_systems_reach_the_known_figures(name, system, real):
     last, row = windows.items[windows.target.long() - 1].long().unique(return_inverse=True)
     best, mine = [], torch.empty(len(windows))
     for begin in range(0, len(last), 256):
-        scores = model.scores(Batch(last[begin : begin + 256, None], torch.ones_like(last[begin : begin + 256]), last))
+        part = last[begin : begin + 256]
+        scores = model.scores(Batch(part[:, None], torch.ones_like(part), part))
         inside = ((row >= begin) & (row < begin + 256)).nonzero().squeeze(1)
         mine[inside] = scores[row[inside] - begin, windows.labels[inside].long()]
         best.append(scores.topk(21).values)

@@ -26,7 +26,7 @@ CASES = {
 
 
 def losses_of(name: str, arguments: dict) -> list[float]:
-    """Losses of twenty steps on forty sessions of the same form."""
+    """Losses of twenty steps on sixty sessions of the same form."""
     from sbr_core.batches import epoch_order
     from sbr_core.losses import FullSoftmax
     from sbr_core.models import build
@@ -34,7 +34,7 @@ def losses_of(name: str, arguments: dict) -> list[float]:
     from sbr_core.sessions import Sessions
     from sbr_core.train import train_step
 
-    windows = Sessions.from_lists([[(a + step) % 40 for step in STEPS] for a in range(40)], 40).prefixes()
+    windows = Sessions.from_lists([[(a + step) % 40 for step in STEPS] for a in range(60)], 40).prefixes()
     torch.manual_seed(2024)
     model, loss = build(name, 40, dim=12, **arguments), FullSoftmax()
     optimizers = make_optimizers(model, lr=0.03, l2=1e-5)
