@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sbr_core.models.neighbours import PRESETS
 from sbr_core.train import TrainConfig
 
 
@@ -64,6 +65,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("stamp", "yoochoose1_64"): _stamp(0.003, 1.0),
     ("stamp", "diginetica"): _stamp(0.005, 1.5),
 }
+
+for _dataset, _settings in PRESETS.items():
+    for _name in ("v-sknn", "stan"):
+        RECIPES[_name, _dataset] = Recipe(_name, _settings[_name], source="tuned parameter files of rn5l/session-rec")
 
 
 def recipe(model: str, dataset: str) -> Recipe:

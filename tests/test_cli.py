@@ -11,7 +11,9 @@ import warnings
 import pytest
 import torch
 
-from sbr_core import checkpoints, cli, datasets
+from sbr_core import checkpoints, cli, datasets, recipes, workflow
+from sbr_core.recommend import Recommender
+from sbr_core.train import TrainConfig
 
 SMALL = ["--set", "dim=8", "--batch-size", "512"]
 DEMO = datasets.load("demo")
@@ -134,6 +136,25 @@ def test_train_with_validation_reports_the_epoch_it_selects(sbr_json, tmp_path):
     assert found["epochs"][0]["validation"]["examples"] == len(DEMO.train.split_latest(0.1)[1].prefixes())
     kept = sbr_json("evaluate", "--checkpoint", tmp_path)
     assert kept["MRR@20"] == pytest.approx(picked["test"]["MRR@20"], abs=1e-9)
+
+
+def test_the_model_kept_is_that_of_the_selected_epoch_and_not_the_last(monkeypatch, tmp_path):
+    tables, figures = [], iter([1.0, 1.0, 3.0, 2.0, 2.0, 9.0])  # validation and test of three epochs
+
+    def evaluator(windows, config, train):
+        def function(model):
+            tables.append(model.table.detach().clone())
+            return dict.fromkeys(("HR@20", "MRR@20"), next(figures))
+
+        return function
+
+    monkeypatch.setattr(workflow, "evaluator", evaluator)
+    config = TrainConfig(epochs=3, batch_size=4096)
+    recipe = recipes.Recipe("gru4rec", {"dim": 4}, config)
+    found = workflow.train(recipe, DEMO, tmp_path, validate=True, progress=False)
+    assert (found["selected"]["epoch"], found["selected"]["test"]["MRR@20"], found["best"]["epoch"]) == (2, 2.0, 3)
+    kept = Recommender.load(tmp_path).model.table
+    assert torch.equal(kept, tables[2]) and not torch.equal(kept, tables[4])
 
 
 def test_evaluate_counts_a_system_on_the_spot(sbr_json):

@@ -46,7 +46,7 @@ def scores_of(model, prefixes, ids=None):
         return model.score(model.encode(Batch.of(prefixes, V)), ids)
 
 
-def close(left, right):
+def assert_close(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=1e-6 if left.dtype == torch.float32 else 1e-12)
 
 
@@ -63,20 +63,20 @@ def test_more_padding_changes_nothing(name):
     model, batch = model_of(name), Batch.of(PREFIXES, V)
     wider = Batch(torch.nn.functional.pad(batch.items, (0, 7), value=V), batch.lengths, batch.target)
     with torch.no_grad():
-        close(model.score(model.encode(wider)), model.score(model.encode(batch)))
+        assert_close(model.score(model.encode(wider)), model.score(model.encode(batch)))
 
 
 @ALL
 def test_scores_of_a_session_do_not_depend_on_its_neighbours_in_the_batch(name):
     model = model_of(name)
     alone = torch.cat([scores_of(model, [prefix]) for prefix in PREFIXES])
-    close(scores_of(model, PREFIXES), alone)
+    assert_close(scores_of(model, PREFIXES), alone)
 
 
 @ALL
 def test_the_order_of_the_rows_does_not_matter(name):
     model, order = model_of(name), [3, 0, 5, 1, 4, 2]
-    close(scores_of(model, [PREFIXES[i] for i in order]), scores_of(model, PREFIXES)[order])
+    assert_close(scores_of(model, [PREFIXES[i] for i in order]), scores_of(model, PREFIXES)[order])
 
 
 @ALL
@@ -84,9 +84,9 @@ def test_scores_of_some_items_are_columns_of_all_scores(name):
     model = model_of(name)
     every = scores_of(model, PREFIXES)
     shared = torch.tensor([7, 0, 29, 7])
-    close(scores_of(model, PREFIXES, shared), every[:, shared])
+    assert_close(scores_of(model, PREFIXES, shared), every[:, shared])
     own = torch.randint(V, (len(PREFIXES), 5))
-    close(scores_of(model, PREFIXES, own), every.gather(1, own))
+    assert_close(scores_of(model, PREFIXES, own), every.gather(1, own))
 
 
 @ALL
@@ -165,7 +165,7 @@ def test_new_numbers_for_the_items_give_the_same_scores_under_the_new_numbers(na
     with torch.no_grad():
         model.table[order] = model.table[:V].clone()
     after = scores_of(model, [order[prefix].tolist() for prefix in PREFIXES])
-    close(after[:, order], before)
+    assert_close(after[:, order], before)
 
 
 @NEURAL_VARIANTS
