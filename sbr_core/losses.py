@@ -48,8 +48,8 @@ class FullSoftmax:
     Args:
         precision: "fp32", or "bf16": the three large products and the softmax in bfloat16, parameters and sums in
             float32.
-        form: "kept" (`table.LinearSoftmax`), "chunked" (`torch.nn.functional.linear_cross_entropy`, which never holds (B, V)
-            scores), "plain" (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores and
+        form: "kept" (`table.LinearSoftmax`), "chunked" (`torch.nn.functional.linear_cross_entropy`, which never holds
+            (B, V) scores), "plain" (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores and
             "chunked" beyond, as measured by `sbr bench --softmax`.
 
     Raises:
@@ -75,6 +75,8 @@ class FullSoftmax:
         """Mean loss of the batch."""
         pair = None if self.form == "plain" else scores.linear()
         if pair is None:
+            if self.dtype is not None:
+                raise ValueError("precision='bf16' wants a model whose scores are a plain product; use 'fp32'")
             return F.cross_entropy(scores(), target)
         query, table = pair
         large = len(query) * len(table) * 4 > KEPT_BYTES

@@ -27,17 +27,27 @@ class Recommender:
         model: trained; it is put into evaluation mode.
         item_ids: (V,) raw ids, integers or strings.
         counts: (V,) training clicks: what is recommended when nothing is known of a session.
+        max_len, keep: sessions are cut to their "last" or "first" so many clicks, as they were in training.
     """
 
-    def __init__(self, model: nn.Module, item_ids: np.ndarray, counts: torch.Tensor):
+    def __init__(
+        self,
+        model: nn.Module,
+        item_ids: np.ndarray,
+        counts: torch.Tensor,
+        max_len: int | None = None,
+        keep: str = "last",
+    ):
+        self.max_len, self.keep = max_len, keep
         self.model, self.item_ids, self.counts = model.eval(), np.asarray(item_ids), counts.float()
         self.index = {item: row for row, item in enumerate(self.item_ids.tolist())}
         self.device = next(iter(model.state_dict().values())).device
 
     @classmethod
-    def of(cls, model: nn.Module, dataset: Dataset) -> "Recommender":
+    def of(cls, model: nn.Module, dataset: Dataset, max_len: int | None = None, keep: str = "last") -> "Recommender":
         """A recommender of a model that was trained on this dataset."""
-        return cls(model, dataset.item_ids, torch.bincount(dataset.train.clicks.long(), minlength=dataset.num_items))
+        counts = torch.bincount(dataset.train.clicks.long(), minlength=dataset.num_items)
+        return cls(model, dataset.item_ids, counts, max_len, keep)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> "Recommender":
@@ -54,11 +64,11 @@ class Recommender:
             model.set_tables(tensors)
         else:
             model.load_state_dict(tensors)
-        return cls(model, item_ids, counts)
+        return cls(model, item_ids, counts, info.get("max_len"), info.get("keep", "last"))
 
     def save(self, folder: Path | str, name: str, arguments: dict) -> Path:
         """Write the model to `folder`, with the `name` and `arguments` that `models.build` made it from."""
-        info, ids = {"model": name, "arguments": arguments}, {}
+        info, ids = {"model": name, "arguments": arguments, "max_len": self.max_len, "keep": self.keep}, {}
         if np.issubdtype(self.item_ids.dtype, np.integer):
             ids = {"item_ids": torch.as_tensor(self.item_ids.astype(np.int64))}
         else:
@@ -104,15 +114,18 @@ class Recommender:
         return answers
 
     def _rows(self, clicks: Sequence) -> list[int]:
-        """Table rows of the known clicks."""
+        """Table rows of the known clicks, of as many as the model was trained on."""
         unknown = [click for click in clicks if click not in self.index]
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
             warnings.warn(
                 f"{len(unknown)} of {len(clicks)} clicks are unknown to the model and skipped: {shown}", stacklevel=4
             )
-        return [self.index[click] for click in clicks if click in self.index]
+        rows = [self.index[click] for click in clicks if click in self.index]
+        if self.max_len is None:
+            return rows
+        return rows[-self.max_len :] if self.keep == "last" else rows[: self.max_len]
 
     def _shelf(self, scores: torch.Tensor, k: int) -> tuple[list, list[float]]:
-        best = scores.float().topk(k)
+        best = scores.topk(k)
         return self.item_ids[best.indices.cpu().numpy()].tolist(), best.values.tolist()

@@ -64,6 +64,22 @@ def both_columns(epochs: dict[str, list[dict]], metrics=("HR@20", "MRR@20")) -> 
     return {"as_published": best, "honest": {key: honest["test"][key] for key in keys} | {"epoch": honest["epoch"]}}
 
 
+def check_same(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse a record that is not of this recipe on this dataset.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    record = json.loads(path.read_text(encoding="utf-8"))
+    there = record["recipe"]["config"] | record["recipe"]["arguments"] | {"fingerprint": record["fingerprint"]}
+    here = asdict(config) | recipe.arguments | {"fingerprint": dataset.fingerprint}
+    differing = sorted(key for key in there | here if there.get(key) != here.get(key))
+    if differing:
+        raise ValueError(
+            f"{path} is a record of other settings ({', '.join(differing)} differ): give another --results"
+        )
+
+
 def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epochs: dict, watch: Watch) -> Path:
     """Write the record of a run, whole or not at all."""
     record = {
@@ -81,8 +97,11 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

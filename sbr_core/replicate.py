@@ -59,11 +59,15 @@ def replicate(
 
     Returns:
         The record's file. One that is there already is left alone: records are append-only.
+
+    Raises:
+        ValueError: if the record that is there is of other settings or other data.
     """
     path = results / records.file_name(recipe.model, dataset.name, seed)
-    if path.exists():
-        return path
     config = dataclasses.replace(recipe.config, seed=seed)
+    if path.exists():
+        records.check_same(path, recipe, config, dataset)
+        return path
     early, late = dataset.train.split_latest(HELD_OUT)
     parts = {
         "select": (early, {"validation": late.prefixes()}),
@@ -75,10 +79,10 @@ def replicate(
         if isinstance(model, CountingModel):
             if name == "select":
                 continue
-            model.fit(train.to(device))
-            epochs[name] = [
-                {"epoch": 1} | {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}
-            ]
+            train = train.to(device)
+            model.fit(train)
+            results_of = {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}
+            epochs[name] = [{"epoch": 1} | results_of]
             continue
         evaluators = {key: evaluator(w.to(device), config, train.to(device)) for key, w in held.items()}
         identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": name}

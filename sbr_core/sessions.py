@@ -102,10 +102,12 @@ class Sessions:
         """Build from Python lists of item ids 0..num_items-1."""
         sessions = [list(session) for session in sessions]
         lengths = torch.tensor([0] + [len(session) for session in sessions])
-        items = torch.tensor([item for session in sessions for item in session], dtype=torch.int32)
+        items = torch.tensor([item for session in sessions for item in session], dtype=torch.int64)
+        if times is not None and len(times) != len(sessions):
+            raise ValueError(f"{len(sessions)} sessions need as many times, got {len(times)}")
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < num_items:
             raise ValueError(f"item ids must lie in 0..{num_items - 1}, found {int(items.min())}..{int(items.max())}")
-        return cls(items, lengths.cumsum(0), num_items, None if times is None else torch.tensor(times))
+        return cls(items.int(), lengths.cumsum(0), num_items, None if times is None else torch.tensor(times))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -64,6 +64,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr_every is not None and self.lr_every < 1:
+            raise ValueError(f"lr_every must be at least 1, or None for a constant rate, got {self.lr_every}")
         for name, allowed in (("augmentation", ("prefix", "suffix")), ("keep", ("last", "first"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {' or '.join(allowed)}, got {getattr(self, name)!r}")
@@ -127,6 +129,8 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the checkpoint is written.
         ValueError: if `output` holds a checkpoint of another run.
     """
+    if len(train) == 0:
+        raise ValueError("there is no example to learn from: every session has fewer than two clicks")
     state = _Run(model, train, config, Path(output) if output else None, run or {}, checkpoint_seconds)
     state.resume()
     with _interruptible() as interrupted:

@@ -1,6 +1,7 @@
 """What the commands do, as functions that return what they print."""
 
 import time
+import warnings
 from pathlib import Path
 
 from sbr_core import bench as benchmarks
@@ -31,6 +32,10 @@ def train(
         "selected", and the run's seconds and memory.
     """
     config, watch = recipe.config, Watch(device)
+    if config.patience is not None and not validate:
+        raise ValueError("--patience wants --validate: without held-out sessions there is nothing to be patient about")
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
     evaluators = {"test": evaluator(dataset.test_windows().to(device), config, train_part)}
@@ -40,7 +45,11 @@ def train(
 
     def keep(model, epochs: list[dict]) -> None:
         if output and (not validate or best_epoch(epochs, "validation") is epochs[-1]):
-            Recommender.of(model, dataset).save(output, recipe.model, recipe.arguments)
+            recommender = Recommender.of(model, dataset, config.max_len, config.keep)
+            try:
+                recommender.save(output, recipe.model, recipe.arguments)
+            except OSError as error:  # a full disk costs the model file, not the run
+                warnings.warn(f"training goes on, but without its model: {error}", stacklevel=2)
 
     if isinstance(model, CountingModel):
         model.fit(train_part)
@@ -68,9 +77,12 @@ def evaluate(
     recipe: Recipe | None, checkpoint: Path | None, dataset: Dataset, ties: str, breakdown: bool, device: str = "cpu"
 ) -> dict:
     """Metrics of a counting system fitted on the spot (`recipe`), or of a trained model (`checkpoint`)."""
+    windows = dataset.test_windows().to(device)
     if checkpoint:
         recommender = Recommender.load(checkpoint, device)
         model = recommender.model
+        if recommender.max_len:
+            windows = getattr(windows, recommender.keep)(recommender.max_len)  # .last or .first, as in training
         if recommender.item_ids.tolist() != dataset.item_ids.tolist():
             raise ValueError(f"{checkpoint} was trained on another catalogue than {dataset.name}: the item ids differ")
     else:
@@ -83,7 +95,7 @@ def evaluate(
         model.fit(dataset.train.to(device))
     begun = time.perf_counter()
     seen = occurring(dataset.train).to(device)
-    result = rank_all(model, dataset.test_windows().to(device), ties, seen)
+    result = rank_all(model, windows, ties, seen)
     report = result.metrics | {
         "examples": len(result.ranks),
         "ties": ties,
