@@ -24,8 +24,7 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
     """Median milliseconds of a step and of its floor, interleaved so that both see the same machine.
 
     The floor is what the recipe cannot avoid: the three products between (B, D) queries and the (V, D) table (scores,
-        the
-    gradient of the queries, the gradient of the table) and one fused optimizer step over the table, in the same dtype.
+    gradient of the queries, gradient of the table) and one fused optimizer step over the table, in the same dtype.
 
     Returns:
         step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second

@@ -63,9 +63,8 @@ class LinearSoftmax:
     one-hot part is a handful of rows, so P is used as it is and these rows are added afterwards. The value is read
     off P at the target; it saturates at 87 nats, where P underflows (the gradient does not).
 
-    One object serves one forward and backward pass at a time: a second forward pass reuses P, and a backward pass of
-        the
-    first would then raise.
+    One object serves one forward and backward pass at a time: a second forward pass reuses P, and a backward pass
+    of the first would then raise.
     """
 
     def __init__(self):
