@@ -49,8 +49,8 @@ class FullSoftmax:
         precision: "fp32", or "bf16": the three large products and the softmax in bfloat16, parameters and sums in
             float32.
         form: "kept" (`table.LinearSoftmax`), "chunked" (`torch.nn.functional.linear_cross_entropy`, which never holds
-            (B, V) scores), "plain" (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores and
-            "chunked" beyond, as measured by `sbr bench --softmax`.
+            (B, V) scores), "plain" (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of
+            scores and "chunked" beyond, as measured by `sbr bench --softmax`.
 
     Raises:
         ValueError: on an unknown precision or form, or bf16 in another form than "kept".
