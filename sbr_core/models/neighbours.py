@@ -55,7 +55,8 @@ class VSKNN(NeighbourModel):
             \\quad\\text{or}\\quad \\sum_{i \\in s \\cap q} w(i) / (\\|w\\| \\sqrt{|q|}) \\\\
         score(i) &= \\sum_{q \\in N_k(s)} sim(s, q) \\, g(step(q)) \\, (1 + \\lambda \\, idf(i)) \\, 1[i \\in q]
 
-    Sizes ``|s|`` and ``|q|`` count distinct items. With weighting and decay "same" and similarity "cosine" or "jaccard" it is the
+    Sizes ``|s|`` and ``|q|`` count distinct items. With weighting and decay "same" and similarity "cosine" or
+    "jaccard" it is the
     plain SKNN.
 
     Args:
