@@ -56,8 +56,7 @@ class VSKNN(NeighbourModel):
         score(i) &= \\sum_{q \\in N_k(s)} sim(s, q) \\, g(step(q)) \\, (1 + \\lambda \\, idf(i)) \\, 1[i \\in q]
 
     Sizes ``|s|`` and ``|q|`` count distinct items. With weighting and decay "same" and similarity "cosine" or
-    "jaccard" it is the
-    plain SKNN.
+    "jaccard" it is the plain SKNN.
 
     Args:
         num_items: V.
