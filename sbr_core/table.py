@@ -32,6 +32,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        """The looked-up rows' gradient: added to the dense one in place, or sparse."""
         (ids,) = ctx.saved_tensors
         table, rows = ctx.table, grad.reshape(-1, grad.shape[-1])
         if table.grad is not None and not table.grad.is_sparse:
@@ -97,6 +98,7 @@ class _LinearSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        """Gradient of the queries; that of the table goes straight into ``table.grad``."""
         query, items, target, probs = ctx.saved_tensors
         scale = grad / len(target)
         grad_query = ((probs @ items).to(query.dtype) - ctx.table.detach()[target]) * scale

@@ -161,6 +161,7 @@ class _Run:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
+        """Set the counters of an epoch to its first step."""
         self.step, self.seconds, self.recent = 0, 0.0, []
         self.total = torch.zeros((), dtype=torch.float64, device=self.train.device)
 

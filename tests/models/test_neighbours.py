@@ -315,7 +315,7 @@ def test_presets_are_settings_of_the_systems():
             assert (model.k, model.sample_size) == (arguments["k"], arguments["sample_size"])
 
 
-@pytest.mark.parametrize("name, expected", [("v-sknn", (0, 0)), ("stan", (0, 0))])
+@pytest.mark.parametrize("name, expected", [("v-sknn", (53.05, 18.12)), ("stan", (53.12, 18.42))])
 def test_diginetica_on_a_sample_of_sessions(name, expected, real_data):
     """One test session in sixteen, by chance; on all 60,858 examples STAN has 52.41 / 18.63."""
     data = datasets.load("diginetica", root=real_data)
