@@ -21,11 +21,13 @@ class Batch:
         items: (B, L) item ids, oldest click first; padding is the id V.
         lengths: (B,) real clicks of each row, >= 1.
         target: (B,) the item to predict, 0..V-1.
+        session: (B,) number, in its own log, of the session of each row: its place in time. None if nobody knows.
     """
 
     items: Int[Tensor, "B L"]
     lengths: Int[Tensor, "B"]
     target: Int[Tensor, "B"]
+    session: Int[Tensor, "B"] | None = None
 
     @property
     def mask(self) -> Bool[Tensor, "B L"]:
@@ -37,7 +39,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.items.to(device), self.lengths.to(device), self.target.to(device))
+        session = None if self.session is None else self.session.to(device)
+        return Batch(self.items.to(device), self.lengths.to(device), self.target.to(device), session)
 
     @classmethod
     def of(cls, prefixes: list[list[int]], num_items: int, target: list[int] | None = None) -> "Batch":
@@ -65,7 +68,7 @@ def gather(windows: Windows, index: Int[Tensor, "B"], width: int | None = None) 
     column = torch.arange(width, device=start.device)
     position = torch.minimum(start[:, None] + column, target[:, None])  # never past the label: stays inside the log
     items = torch.where(column < lengths[:, None], windows.items[position].long(), windows.num_items)  # (B, L)
-    return Batch(items, lengths, windows.items[target].long())
+    return Batch(items, lengths, windows.items[target].long(), chosen.session.long())
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ class Order:
     def __len__(self) -> int:
         return len(self.widths)
 
+    def rows(self, step: int) -> Int[Tensor, "B"]:
+        """Numbers of the examples of a batch."""
+        return self.index[step * self.batch_size : (step + 1) * self.batch_size]
+
     def batches(self, windows: Windows, first: int = 0) -> Iterator[Batch]:
         """Gather the batches from number `first` on (a resumed epoch starts in its middle)."""
         for step in range(first, len(self)):
-            index = self.index[step * self.batch_size : (step + 1) * self.batch_size]
-            yield gather(windows, index, self.widths[step])
+            yield gather(windows, self.rows(step), self.widths[step])
 
 
 def epoch_order(windows: Windows, batch_size: int, seed: int, epoch: int, block: int = 256) -> Order:
@@ -105,6 +111,11 @@ def epoch_order(windows: Windows, batch_size: int, seed: int, epoch: int, block:
     full = count // batch_size
     rows = index[: full * batch_size].view(full, batch_size)[torch.randperm(full, generator=generator).to(index.device)]
     return _order(windows, torch.cat([rows.flatten(), index[full * batch_size :]]), batch_size)
+
+
+def chronological_order(windows: Windows, batch_size: int) -> Order:
+    """All examples in the order of the log, shorter prefixes of a session before longer ones, the same every epoch."""
+    return _order(windows, torch.arange(len(windows), device=windows.device), batch_size)
 
 
 def length_order(windows: Windows, batch_size: int) -> Order:

@@ -6,18 +6,21 @@ Shapes: B examples, D width, V items.
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
 
-from sbr_core.batches import Batch, epoch_order
+from sbr_core.batches import Batch
+from sbr_core.config import TrainConfig
 from sbr_core.evaluate import evaluate
-from sbr_core.losses import FullSoftmax, Scores
+from sbr_core.losses import FullSoftmax, Scores, least_rows
 from sbr_core.models.base import CountingModel, SessionModel
-from sbr_core.optim import make_optimizers
 from sbr_core.records import peak_rss_mb
+from sbr_core.run_state import Run
 from sbr_core.sessions import Windows
-from sbr_core.train import TrainConfig, train_step
+from sbr_core.train import _update as update
+from sbr_core.train import make_order, train_step
 
 
 def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
@@ -28,40 +31,65 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
 
     Returns:
         step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second
-        (from the median step), mean_width (mean L of the batches timed), peak_rss_mb.
+        (mean examples of a batch by the median step), mean_width (mean L of the batches timed), parameters (how many
+        numbers are trained), peak_rss_mb; with auxiliary tasks what `bench_tasks` returns.
     """
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
-    loss = FullSoftmax(config.precision)
-    optimizers = make_optimizers(model, config.lr, config.l2, sparse_table=not loss.full_catalogue)
-    encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
-    order = epoch_order(train, config.batch_size, config.seed, 0, config.block)
-    source = _endless(order, train)
-    floor = _floor(model, loss.dtype or torch.float32, config)
+    run = Run(model, train, config, None, {}, 0.0)
+    source = _endless(make_order(train, config, 0, least_rows(run.loss)), train)
+    floor = _floor(model, torch.bfloat16 if config.precision == "bf16" else torch.float32, config)
     model.train()
-    step_times, floor_times, widths = [], [], []
+    step_times, floor_times, widths, sizes = [], [], [], []
     for number in range(warmup + steps):
         batch = next(source)
-        step_ms = _timed(lambda: train_step(model, loss, optimizers, batch, encode), train.device)  # noqa: B023
+        step_ms = _timed(
+            partial(train_step, model, run.loss, run.optimizers, batch, run.encode, run.clip), train.device
+        )
         floor_ms = _timed(floor, train.device)
         if number >= warmup:
             step_times.append(step_ms)
             floor_times.append(floor_ms)
             widths.append(batch.items.shape[1])
+            sizes.append(len(batch))
     step_ms = statistics.median(step_times)
     return {
         "step_ms": step_ms,
         "mean_step_ms": statistics.mean(step_times),
         "floor_ms": statistics.median(floor_times),
         "floor_ratio": statistics.median(s / f for s, f in zip(step_times, floor_times, strict=True)),
-        "examples_per_second": config.batch_size / step_ms * 1e3,
+        "examples_per_second": statistics.mean(sizes) / step_ms * 1e3,
         "mean_width": statistics.mean(widths),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "batch_size": config.batch_size,
         "precision": config.precision,
         "steps": steps,
+        **bench_tasks(run, steps, warmup),
         "peak_rss_mb": peak_rss_mb(),
         "device": str(train.device),
     }
+
+
+def bench_tasks(run: Run, steps: int, warmup: int) -> dict:
+    """For every auxiliary task of a model: median milliseconds of a step, pairs a second, and steps of an epoch."""
+    found = {}
+    for name, task in run.tasks.items():
+        of_epoch, times = task.steps([]), []
+        for number in range(warmup + steps if of_epoch else 0):
+            step = partial(_task_step, task, run.task_optimizers[name], number % of_epoch)
+            times.append(_timed(step, run.train.device))
+        if times:
+            ms = statistics.median(times[warmup:])
+            found |= {
+                f"{name}_step_ms": ms,
+                f"{name}_pairs_per_second": task.size / ms * 1e3,
+                f"{name}_steps": of_epoch,
+            }
+    return found
+
+
+def _task_step(task, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    update(task.loss(0, step), optimizers)
 
 
 def bench_evaluation(model: nn.Module, windows: Windows) -> dict:

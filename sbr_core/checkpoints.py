@@ -50,7 +50,7 @@ def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
+            tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -67,7 +67,8 @@ def restore_training_state(
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{number}."):
                 index, key = name.split(".")[2:]
-                state.setdefault(int(index), {})[key] = tensor
+                whole = tensor.ndim == 0 and tensor.dtype == torch.int64  # the step that SparseAdam counts in Python
+                state.setdefault(int(index), {})[key] = tensor.item() if whole else tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     torch.set_rng_state(tensors["rng.cpu"].cpu())
     if "rng.cuda" in tensors and torch.cuda.is_available():

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 wrong input, 130 interrupted.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -13,21 +12,26 @@ from typing import Annotated
 
 import typer
 
+from sbr_core.cli_options import (
+    Config,
+    DatasetName,
+    Device,
+    Json,
+    ModelName,
+    Precision,
+    Set,
+    device_of,
+    recipe_of,
+    show,
+)  # fmt: skip
+
+PLAN = Path("book/plan.toml")
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("``--json``")[0]
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what they hold, preparing them.")
 app.add_typer(data_app, name="data")
-
-ModelName = Annotated[str, typer.Option("--model", help="A system of `sbr_core.models.MODELS`, such as sr-gnn.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, or a folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Constructor argument of the model: --set steps=2. Repeatable.")
-]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
-
 
 def main() -> None:
     """Entry point: wrong input is one line on stderr and exit code 1."""
@@ -36,7 +40,7 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
     except typer.TyperException as error:
         code = _fail(error.format_message() or "a command is missing")
-    except (ValueError, OSError, FloatingPointError, LookupError) as error:
+    except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError) as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -51,60 +55,12 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _print(result: dict, as_json: bool) -> None:
-    """One JSON object, or one line a key."""
-    if as_json:
-        print(json.dumps(result, allow_nan=False))
-        return
-    for key, value in result.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        print(f"{key:24} {shown}")
-
-
-def _arguments(pairs: list[str] | None) -> dict:
-    """["steps=2", "readout=mean"] -> {"steps": 2, "readout": "mean"}."""
-    arguments = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes name=value, got {pair!r}")
-        try:
-            arguments[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            arguments[key.strip()] = text
-    return arguments
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such kind of device, no such number, or torch built without it
-        raise ValueError(f"--device {name}: torch cannot use it on this machine; use --device cpu") from error
-    return name
-
-
-def _recipe(model: str, dataset: str, set_: list[str] | None, **overrides):
-    """The published recipe of the pair, with what the command line says otherwise."""
-    from sbr_core.models import MODELS
-    from sbr_core.recipes import recipe
-
-    if model not in MODELS:
-        raise ValueError(f"there is no model {model!r}; the models are {', '.join(MODELS)}")
-    found = recipe(model, dataset)
-    config = dataclasses.replace(found.config, **{key: value for key, value in overrides.items() if value is not None})
-    return dataclasses.replace(found, arguments=found.arguments | _arguments(set_), config=config)
-
-
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """Every dataset, whether it is on this machine, and how to get it."""
     from sbr_core import datasets
 
-    _print(
+    show(
         {row.pop("name"): row if as_json else f"{row['status']:10} {row['note']}" for row in datasets.catalogue()},
         as_json,
     )
@@ -115,7 +71,7 @@ def data_stats(dataset: DatasetName = "demo", as_json: Json = False) -> None:
     """Counts of a dataset, checked against the published ones where there are any."""
     from sbr_core import datasets
 
-    _print(datasets.load(dataset).statistics(), as_json)
+    show(datasets.load(dataset).statistics(), as_json)
 
 
 @data_app.command("prepare")
@@ -126,7 +82,7 @@ def data_prepare(dataset: DatasetName = "demo", as_json: Json = False) -> None:
     begun = time.perf_counter()
     found = datasets.load(dataset)
     seconds = time.perf_counter() - begun
-    _print(
+    show(
         {"dataset": found.name, "fingerprint": found.fingerprint, "protocol": found.protocol, "seconds": seconds},
         as_json,
     )
@@ -152,6 +108,7 @@ def train(
     patience: int | None = None,
     device: Device = "auto",
     set_: Set = None,
+    config_: Config = None,
     as_json: Json = False,
 ) -> None:
     """Train a system by its published recipe; the test is reported after every epoch."""
@@ -160,14 +117,14 @@ def train(
     options = dict(
         epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience
     )
-    recipe = _recipe(model, dataset, set_, seed=seed, **options)
+    recipe = recipe_of(model, dataset, set_, config_, seed=seed, **options)
     result = workflow.train(
-        recipe, datasets.load(dataset), output, validate, _device(device), progress=sys.stderr.isatty()
+        recipe, datasets.load(dataset), output, validate, device_of(device), progress=sys.stderr.isatty()
     )
     if not as_json:
         for epoch in result.pop("epochs"):
             print(f"epoch {epoch['epoch']}: HR@20 {epoch['test']['HR@20']:.2f}  MRR@20 {epoch['test']['MRR@20']:.2f}")
-    _print(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -186,9 +143,9 @@ def evaluate(
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model (a counting system) or --checkpoint (a trained one)")
-    recipe = _recipe(model, dataset, set_) if model else None
+    recipe = recipe_of(model, dataset, set_) if model else None
     found = datasets.load(dataset)
-    _print(workflow.evaluate(recipe, checkpoint, found, ties, breakdown, _device(device)), as_json)
+    show(workflow.evaluate(recipe, checkpoint, found, ties, breakdown, device_of(device)), as_json)
 
 
 @app.command()
@@ -204,7 +161,7 @@ def recommend(
     recommender = Recommender.load(checkpoint)
     items, scores = recommender.recommend(recommender.parse(session), k)
     if as_json:
-        _print({"items": items, "scores": scores}, True)
+        show({"items": items, "scores": scores}, True)
     else:
         for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
             print(f"{rank:3}  {item}  {score:.4f}")
@@ -224,6 +181,7 @@ def bench(
     compile_: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
     device: Device = "auto",
     set_: Set = None,
+    config_: Config = None,
     as_json: Json = False,
 ) -> None:
     """Time of a training step beside its floor, of the evaluation, and peak memory."""
@@ -232,18 +190,23 @@ def bench(
 
     if softmax:
         counts = [int(count) for count in softmax.split(",")]
-        rows = [bench_softmax(count, batch_size or 100, device=_device(device)) for count in counts]
-        _print({"softmax": rows}, as_json)
+        rows = [bench_softmax(count, batch_size or 100, device=device_of(device)) for count in counts]
+        show({"softmax": rows}, as_json)
         return
-    recipe = _recipe(model, dataset, set_, precision=precision, batch_size=batch_size, compile=compile_ or None)
-    _print(workflow.bench(recipe, datasets.load(dataset), steps, _device(device)), as_json)
+    options = dict(precision=precision, batch_size=batch_size, compile=compile_ or None)
+    recipe = recipe_of(model, dataset, set_, config_, **options)
+    show(workflow.bench(recipe, datasets.load(dataset), steps, device_of(device)), as_json)
 
 
 @app.command()
 def replicate(
-    models: Annotated[str, typer.Option(help="Systems, separated by commas.")] = "sr-gnn",
+    models: Annotated[str | None, typer.Option(help="Systems, separated by commas.")] = None,
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    plan_: Annotated[Path | None, typer.Option("--plan", help="A plan to follow, such as book/plan.toml.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show what is recorded, what is missing, its time.")] = False,
+    budget: Annotated[str | None, typer.Option(help="As many missing runs, in order, as fit: 20m, 2h.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     epochs: int | None = None,
     precision: Precision = None,
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
@@ -252,13 +215,53 @@ def replicate(
     as_json: Json = False,
 ) -> None:
     """Select run, final run and record of each recipe, in turn; what is recorded or half done is not done again."""
-    from sbr_core import datasets
-    from sbr_core.replicate import replicate as run
+    from sbr_core import plan
+    from sbr_core.replicate import run_all, run_with_workers
 
-    wanted = [(m, d, int(s)) for m in models.split(",") for d in datasets_.split(",") for s in seeds.split(",")]
-    recipes = {(m, d): _recipe(m, d, None, epochs=epochs, precision=precision) for m, d, _ in wanted}
-    paths = []
-    for model, name, seed in wanted:
-        found = datasets.load(name)
-        paths.append(run(recipes[model, name], found, seed, work, results, _device(device), sys.stderr.isatty()))
-    _print({"records": [str(path) for path in paths]}, as_json)
+    if models is None and plan_ is None and not list_:
+        raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
+    if models is None:
+        jobs = plan.read(plan_ or PLAN)
+    else:
+        wanted = [(m, d, int(s)) for m in models.split(",") for d in datasets_.split(",") for s in seeds.split(",")]
+        overrides = {"epochs": epochs, "precision": precision}
+        jobs = [plan.Job(recipe_of(m, d, None, None, **overrides), d, s) for m, d, s in wanted]
+    if list_:
+        rows = plan.listing(jobs, results)
+        print(json.dumps({"runs": rows}) if as_json else plan.render(rows))
+        return
+    if budget or models is None:
+        jobs = plan.affordable(jobs, results, plan.parse_budget(budget) if budget else None)
+    if workers > 1:
+        paths = run_with_workers(jobs, workers, work, results, device_of(device))
+    else:
+        paths = run_all(jobs, work, results, device_of(device), sys.stderr.isatty())
+    show({"records": [str(path) for path in paths]}, as_json)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="collisions, softmax or speed.")],
+    datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
+    models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
+) -> None:
+    """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
+    from sbr_core import studies
+    from sbr_core.models import MODELS, SessionModel
+
+    names = datasets_.split(",")
+    neural = [system for system, cls in MODELS.items() if issubclass(cls, SessionModel)]
+    known = {
+        "collisions": lambda: studies.collision_study(names),
+        "softmax": studies.softmax_study,
+        "speed": lambda: studies.speed_study(models.split(",") if models else neural, names),
+    }
+    if name not in known:
+        raise ValueError(f"there is no study {name!r}; the studies are {', '.join(known)}")
+    text = json.dumps(known[name](), indent=1)
+    if output is None:
+        print(text)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text + "\n", encoding="utf-8")

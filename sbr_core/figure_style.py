@@ -19,7 +19,7 @@ MARKERS = dict(zip(COLOURS, "os^DP*X", strict=True))
 FAMILIES = {
     "counting": ("pop", "s-pop", "markov", "bpr-mf", "fpmc"),
     "neighbours": ("item-knn", "s-knn", "v-sknn", "stan", "vstan"),
-    "recurrent": ("gru4rec", "narm", "csrm", "repeatnet"),
+    "recurrent": ("gru4rec", "gru4rec-2016", "gru4rec-2018", "narm", "csrm", "repeatnet"),
     "attention": ("stamp", "sasrec", "transformer"),
     "graph": ("sr-gnn", "gc-san", "tagnn", "lessr", "dgtn", "tagnn++", "lgsr"),
     "ceiling": ("ceiling", "best possible"),

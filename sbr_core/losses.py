@@ -5,6 +5,7 @@ A loss is called with a `Scores` object and the targets. It asks for the scores 
 Shapes: B sessions, D width, V items, K candidates.
 """
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sbr_core.table import LinearSoftmax
+from sbr_core.config import TrainConfig
+from sbr_core.ranking_losses import BPR, TOP1, XE, BPRMax, TOP1Max
+from sbr_core.samplers import click_counts
+from sbr_core.sessions import Windows
+from sbr_core.table import Buffers, LinearSoftmax
 
 KEPT_BYTES = 2**30  # size of (B, V) float32 scores up to which they are held whole
 CHUNKS = torch.nn.LinearCrossEntropyOptions()
@@ -37,12 +42,17 @@ class Scores:
         """(query (B, D), table (V+1, D)) where the scores are their plain product, else None."""
         return self.model.linear(self.query)
 
+    def softmax_loss(self, target: Tensor, dtype: torch.dtype | None, buffers: Buffers) -> Tensor | None:
+        """The model's own fused full softmax where it has one, else None."""
+        return self.model.softmax_loss(self.query, target, dtype, buffers)
+
 
 class FullSoftmax:
     """Cross-entropy over the whole catalogue, mean over the batch: ``-log softmax(scores)[target]``.
 
     Where the scores are a plain product of queries and table, value and gradient come from one fused operation that
-    holds the (B, V) probabilities once and writes the table's gradient where the optimizer reads it. Elsewhere it is
+    holds the (B, V) probabilities once and writes the table's gradient where the optimizer reads it. So it is where the
+    model has a fused operation of its own (`softmax_loss`: target attention). Elsewhere it is
     `torch.nn.functional.cross_entropy`.
 
     Args:
@@ -75,11 +85,64 @@ class FullSoftmax:
         """Mean loss of the batch."""
         pair = None if self.form == "plain" else scores.linear()
         if pair is None:
-            if self.dtype is not None:
-                raise ValueError("precision='bf16' wants a model whose scores are a plain product; use 'fp32'")
-            return F.cross_entropy(scores(), target)
+            own = None if self.form == "plain" else scores.softmax_loss(target, self.dtype, self.linear_softmax.buffers)
+            if own is None and self.dtype is not None:
+                raise ValueError(
+                    "precision='bf16' wants a model whose scores are a plain product, or with a softmax of its own; "
+                    "use 'fp32'"
+                )
+            return F.cross_entropy(scores(), target) if own is None else own
         query, table = pair
         large = len(query) * len(table) * 4 > KEPT_BYTES
         if self.form == "chunked" or (self.form == "auto" and large and self.dtype is None):
             return F.linear_cross_entropy(query, table[:-1], target, options=CHUNKS)
         return self.linear_softmax(query, table, target, self.dtype)
+
+
+LOSSES: dict[str, type] = {
+    "full": FullSoftmax,
+    "xe": XE,
+    "bpr": BPR,
+    "top1": TOP1,
+    "top1-max": TOP1Max,
+    "bpr-max": BPRMax,
+}
+GIVEN = ("precision", "counts", "seed", "batch_size")  # what a loss gets from the run, not from loss_arguments
+
+
+def make_loss(model: torch.nn.Module, config: TrainConfig, train: Windows):
+    """The loss that a configuration names.
+
+    Args:
+        train: the examples; a loss that draws items is told how often each is clicked in them.
+
+    Raises:
+        ValueError: if there is no such loss, or it has no such argument, or the model refuses it.
+    """
+    if config.loss not in LOSSES:
+        raise ValueError(f"there is no loss {config.loss!r}; the losses are {', '.join(LOSSES)}")
+    if model.needs_all_items and not LOSSES[config.loss].full_catalogue:
+        raise ValueError(
+            f"loss={config.loss!r} asks for the scores of some items, but {type(model).__name__} normalises its scores "
+            "over all of them: use loss='full'"
+        )
+    loss = LOSSES[config.loss]
+    known = [name for name in inspect.signature(loss).parameters if name not in GIVEN]
+    for name in config.loss_arguments:
+        if name not in known:
+            raise ValueError(f"loss={config.loss!r} has no argument {name!r}; it has {', '.join(known)}")
+    given = {"precision": config.precision}
+    if not loss.full_catalogue:
+        given |= {"counts": click_counts(train), "seed": config.seed, "batch_size": config.batch_size}
+    return loss(**given, **config.loss_arguments)
+
+
+def least_rows(loss: object) -> int:
+    """Fewest rows of a batch that the loss can use: 2 where the other rows' targets are all its negatives."""
+    return getattr(loss, "least_rows", 1)
+
+
+def seek(loss: object, epoch: int, step: int) -> None:
+    """Tell a loss that draws items which step is next, so that every step has its own draws, resumed or not."""
+    if hasattr(loss, "seek"):
+        loss.seek(epoch, step)

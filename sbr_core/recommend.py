@@ -18,6 +18,7 @@ from sbr_core.models import build
 from sbr_core.models.base import CountingModel
 
 FILE = "model.safetensors"
+CHUNK = 256  # sessions scored at a time: memory is CHUNK rows of V scores
 
 
 class Recommender:
@@ -63,7 +64,7 @@ class Recommender:
         if isinstance(model, CountingModel):
             model.set_tables(tensors)
         else:
-            model.load_state_dict(tensors)
+            model.restore(tensors)
         return cls(model, item_ids, counts, info.get("max_len"), info.get("keep", "last"))
 
     def save(self, folder: Path | str, name: str, arguments: dict) -> Path:
@@ -101,15 +102,16 @@ class Recommender:
 
     @torch.no_grad()
     def recommend_batch(self, sessions: Sequence[Sequence], k: int = 20) -> list[tuple[list, list[float]]]:
-        """`recommend` for many sessions at once."""
+        """`recommend` for many sessions, a few hundred at a time."""
         if not 1 <= k <= len(self.item_ids):
             raise ValueError(f"k must lie in 1..{len(self.item_ids)} (the catalogue), got {k}")
         known = [self._rows(clicks) for clicks in sessions]
         answers = [self._shelf(self.counts / self.counts.sum(), k) if not rows else None for rows in known]
         asked = [number for number, rows in enumerate(known) if rows]
-        if asked:
-            batch = Batch.of([known[number] for number in asked], len(self.item_ids)).to(self.device)
-            for number, scores in zip(asked, self.model.score(self.model.encode(batch)), strict=True):
+        for begin in range(0, len(asked), CHUNK):
+            part = asked[begin : begin + CHUNK]
+            batch = Batch.of([known[number] for number in part], len(self.item_ids)).to(self.device)
+            for number, scores in zip(part, self.model.score(self.model.encode(batch)), strict=True):
                 answers[number] = self._shelf(scores, k)
         return answers
 
@@ -127,5 +129,8 @@ class Recommender:
         return rows[-self.max_len :] if self.keep == "last" else rows[: self.max_len]
 
     def _shelf(self, scores: torch.Tensor, k: int) -> tuple[list, list[float]]:
-        best = scores.topk(k)
-        return self.item_ids[best.indices.cpu().numpy()].tolist(), best.values.tolist()
+        """The k best; items of equal score in the order of the catalogue, the same on every machine."""
+        scores = scores.cpu()
+        at_least = (scores >= scores.topk(k).values[-1]).nonzero().squeeze(1)  # more than k where the last ones tie
+        values, order = scores[at_least].sort(descending=True, stable=True)
+        return self.item_ids[at_least[order[:k]].numpy()].tolist(), values[:k].tolist()

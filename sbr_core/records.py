@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -11,19 +12,22 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import Recipe
-from sbr_core.train import TrainConfig
 
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "sbr-core")
 
 
-def file_name(model: str, dataset: str, seed: int) -> str:
-    """Name of the record of a run."""
-    return f"{model}--{dataset}--seed{seed}.json"
+def file_name(model: str, dataset: str, seed: int, variant: str = "") -> str:
+    """Path of the record of a run in the folder of the records; variants of a recipe lie in a folder of their own."""
+    system = f"variants/{model}--{variant}" if variant else model
+    return f"{system}--{dataset}--seed{seed}.json"
 
 
 class Watch:
@@ -71,7 +75,8 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset
         ValueError: naming what differs.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
-    there = record["recipe"]["config"] | record["recipe"]["arguments"] | {"fingerprint": record["fingerprint"]}
+    there = asdict(TrainConfig()) | record["recipe"]["config"] | record["recipe"]["arguments"]
+    there |= {"fingerprint": record["fingerprint"]}
     here = asdict(config) | recipe.arguments | {"fingerprint": dataset.fingerprint}
     differing = sorted(key for key in there | here if there.get(key) != here.get(key))
     if differing:
@@ -85,6 +90,7 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     record = {
         "schema": SCHEMA,
         "system": recipe.model,
+        "variant": recipe.variant,
         "dataset": dataset.name,
         "protocol": dataset.protocol,
         "fingerprint": dataset.fingerprint,
@@ -105,22 +111,76 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     return path
 
 
+def read(path: Path) -> dict:
+    """One record.
+
+    Raises:
+        ValueError: if the file is not a record of this schema, naming it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {record['schema']}, this package reads {SCHEMA}")
+        return {"variant": ""} | record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record: {error}") from error
+
+
 def load(folder: Path | str) -> list[dict]:
-    """All records of a folder, in order of their names.
+    """All records of a folder, in order of their names; not those of its subfolders.
 
     Raises:
         ValueError: if a file is not a record of this schema, naming it.
     """
-    records = []
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["schema"] != SCHEMA:
-                raise ValueError(f"it has schema {record['schema']}, this package reads {SCHEMA}")
-            records.append(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a record: {error}") from error
-    return records
+    return [read(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def write_ranks(path: Path, ranks: Tensor, session: Tensor) -> None:
+    """Keep the rank of every test example, whole or not at all.
+
+    Args:
+        ranks: (E,) kept in one byte each, 255 for all ranks from 255 on.
+        session: (E,) session of each example; kept is only where a new one begins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    begins = np.diff(session.numpy(), prepend=-1) != 0
+    try:
+        small = ranks.ceil().clamp(max=255).to(torch.uint8).numpy()
+        np.savez_compressed(beside, ranks=small, begins=np.packbits(begins))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def ranks_path(path: Path) -> Path:
+    """Where the ranks behind the honest column of a record are kept."""
+    return path.parent / "ranks" / f"{path.stem}.npz"
+
+
+def keep_ranks(path: Path, folder: Path) -> None:
+    """Put the ranks of the record's honest epoch, found in the run's folder, beside the record."""
+    there = folder / f"ranks-{read(path)['honest']['epoch']}.npz"
+    if there.exists():
+        ranks_path(path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(there, ranks_path(path))
+
+
+def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:
+    """Ranks (E,) of the honest epoch of the record at `path`, 255 for all from 255 on, and the session (E,) of each
+    example; None if they were not kept."""
+    kept = ranks_path(path)
+    if not kept.exists():
+        return None
+    with np.load(kept) as arrays:
+        ranks = torch.from_numpy(arrays["ranks"]).float()
+        begins = np.unpackbits(arrays["begins"], count=len(ranks))
+    return ranks, torch.from_numpy(begins.cumsum() - 1)
+
+
+def training_seconds(record: dict) -> float:
+    """Seconds of training in all runs of a record, evaluation not counted."""
+    return sum(epoch.get("seconds", 0.0) for epochs in record["runs"].values() for epoch in epochs)
 
 
 def _versions() -> dict[str, str]:

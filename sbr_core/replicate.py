@@ -7,14 +7,22 @@ honest one.
 """
 
 import dataclasses
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from sbr_core import records
+from sbr_core import datasets, records
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
-from sbr_core.models import build
+from sbr_core.models import MODELS, build
 from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
 from sbr_core.sessions import Sessions, Windows
@@ -30,12 +38,15 @@ def new_model(recipe: Recipe, num_items: int, seed: int, device: str = "cpu"):
 
 
 def evaluator(windows: Windows, config: TrainConfig, train: Sessions | None = None, resamples: int = 500):
-    """A function of a model: its metrics on these examples, with 95 % session bootstrap intervals."""
+    """A function of a model: its metrics on these examples, with 95 % session bootstrap intervals.
+
+    The `Evaluation` behind the last answer is its attribute ``result``.
+    """
     windows = config.truncate(windows)
     seen = None if train is None else occurring(train)
 
     def function(model) -> dict:
-        result = evaluate(model, windows, seen=seen)
+        result = function.result = evaluate(model, windows, seen=seen)
         intervals = {f"{name} interval": list(result.interval(name, resamples)) for name in ("HR@20", "MRR@20")}
         unknown = {"unknown_targets": result.unknown_targets, "unknown_clicks": result.unknown_clicks}
         return result.metrics | intervals | {"examples": len(windows)} | unknown
@@ -48,6 +59,22 @@ def occurring(sessions: Sessions):
     return torch.bincount(sessions.clicks.long(), minlength=sessions.num_items) > 0
 
 
+class Busy(RuntimeError):
+    """Another process is at work on this run."""
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the run: the lock goes with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Busy(f"another process is at work on {path.parent.name}") from error
+        yield
+
+
 def replicate(
     recipe: Recipe, dataset: Dataset, seed: int, work: Path, results: Path, device: str = "cpu", progress: bool = True
 ) -> Path:
@@ -55,38 +82,109 @@ def replicate(
 
     Args:
         work: folder of the checkpoints.
-        results: folder of the records.
+        results: folder of the records; the ranks of the honest epoch go into its folder ``ranks``.
 
     Returns:
         The record's file. One that is there already is left alone: records are append-only.
 
     Raises:
         ValueError: if the record that is there is of other settings or other data.
+        Busy: if another process is at work on the same run.
     """
-    path = results / records.file_name(recipe.model, dataset.name, seed)
+    path = results / records.file_name(recipe.model, dataset.name, seed, recipe.variant)
     config = dataclasses.replace(recipe.config, seed=seed)
     if path.exists():
         records.check_same(path, recipe, config, dataset)
         return path
-    early, late = dataset.train.split_latest(HELD_OUT)
-    parts = {
-        "select": (early, {"validation": late.prefixes()}),
-        "final": (dataset.train, {"test": dataset.test_windows()}),
-    }
-    epochs, watch = {}, records.Watch(device)
-    for name, (train, held) in parts.items():
-        model = new_model(recipe, dataset.num_items, seed, device)
-        if isinstance(model, CountingModel):
-            if name == "select":
-                continue
-            train = train.to(device)
-            model.fit(train)
-            results_of = {key: evaluator(w.to(device), config, train)(model) for key, w in held.items()}
-            epochs[name] = [{"epoch": 1} | results_of]
-            continue
-        evaluators = {key: evaluator(w.to(device), config, train.to(device)) for key, w in held.items()}
-        identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": name}
-        examples = config.examples(train).to(device)
-        folder = work / f"{path.stem}-{name}"
-        epochs[name] = fit(model, examples, config, evaluators, folder, identity, progress=progress)
-    return records.write(path, recipe, config, dataset, epochs, watch)
+    with _locked(work / f"{path.stem}-final" / "lock"):
+        watch = records.Watch(device)
+        parts = ("final",) if issubclass(MODELS[recipe.model], CountingModel) else ("select", "final")
+        run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
+        epochs = {part: run(part) for part in parts}
+        written = records.write(path, recipe, config, dataset, epochs, watch)
+        records.keep_ranks(path, Path(f"{work / path.stem}-final"))
+    return written
+
+
+def _run(
+    recipe: Recipe, config: TrainConfig, dataset: Dataset, work: Path, device: str, progress: bool, part: str
+) -> list[dict]:
+    """Epoch records of the "select" or of the "final" run."""
+    train, held, name = dataset.train, dataset.test_windows(), "test"
+    if part == "select":
+        train, late = dataset.train.split_latest(HELD_OUT)
+        held, name = late.prefixes(), "validation"
+    folder, train = Path(f"{work}-{part}"), train.to(device)
+    held_out = evaluator(held.to(device), config, train)
+    model = new_model(recipe, dataset.num_items, config.seed, device)
+
+    def keep(model, epochs: list[dict]) -> None:
+        if part == "final":
+            result = held_out.result
+            records.write_ranks(folder / f"ranks-{len(epochs)}.npz", result.ranks, result.session)
+
+    if isinstance(model, CountingModel):
+        epochs = [{"epoch": 1, name: held_out(model.fit(train))}]
+        keep(model, epochs)
+        return epochs
+    model.prepare(train)
+    identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": part}
+    examples = config.examples(train)
+    return fit(model, examples, config, {name: held_out}, folder, identity, keep, progress=progress)
+
+
+def run_all(jobs: list, work: Path, results: Path, device: str = "cpu", progress: bool = True) -> list[Path]:
+    """Run the jobs of a `plan` one after another, passing over what another process is at work on.
+
+    A job that fails is reported on stderr and the next one begins.
+
+    Raises:
+        RuntimeError: at the end, if a job failed.
+    """
+    written, failed = [], []
+    for job in jobs:
+        try:
+            dataset = datasets.load(job.dataset)
+            written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress))
+        except Busy as busy:
+            print(f"passed over: {busy}", file=sys.stderr)
+        except (ValueError, FloatingPointError, OSError) as error:
+            print(f"failed: {job.file}: {error}", file=sys.stderr)
+            failed.append(job.file)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
+    return written
+
+
+def run_with_workers(jobs: list, workers: int, work: Path, results: Path, device: str = "cpu") -> list[Path]:
+    """`run_all` in several processes that share the jobs; a job belongs to the process that locks it first.
+
+    Raises:
+        RuntimeError: if a process failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    arguments = (jobs, work, results, device, threads)
+    processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        for process in processes:
+            os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join()
+        raise
+    if any(process.exitcode for process in processes):
+        raise RuntimeError("a worker failed; its message is above")
+    return [results / job.file for job in jobs if (results / job.file).exists()]
+
+
+def _worker(jobs: list, work: Path, results: Path, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        run_all(jobs, work, results, device, progress=False)
+    except (RuntimeError, KeyboardInterrupt) as error:
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -66,12 +66,14 @@ class Windows:
     def last(self, count: int) -> "Windows":
         """Keep the last `count` input clicks of every example (the most recent ones)."""
         _at_least_one(count)
-        return replace(self, start=torch.maximum(self.start, self.target - count))
+        end = self.start + self.lengths  # where the input ends: before the label, or earlier after `first`
+        head = None if self.head is None else min(self.head, count)
+        return replace(self, start=torch.maximum(self.start, end - count), head=head)
 
     def first(self, count: int) -> "Windows":
         """Keep the first `count` input clicks of every example: the most recent ones are lost."""
         _at_least_one(count)
-        return replace(self, head=count)
+        return replace(self, head=count if self.head is None else min(self.head, count))
 
     def to(self, device: torch.device | str) -> "Windows":
         """The same examples on another device."""

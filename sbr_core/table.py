@@ -108,13 +108,18 @@ class _LinearSoftmax(torch.autograd.Function):
         return grad_query, None, None, None, None
 
 
-def _add_to_grad(table: Tensor, probs: Tensor, scaled: Tensor, buffers: Buffers) -> None:
-    """``table.grad[:-1] += probs.T @ scaled``, into the kept buffer if the table has no gradient yet."""
+def open_gradient(table: Tensor, buffers: Buffers) -> tuple[Tensor, bool]:
+    """The items' rows of ``table.grad``, and whether they are fresh: in the kept buffer, waiting to be overwritten."""
     fresh = table.grad is None
     if fresh:
         table.grad = buffers.matrix("grad", *table.shape, table)
         table.grad[-1] = 0
-    into, product = table.grad[:-1], (probs.T, scaled.to(probs.dtype))
+    return table.grad[:-1], fresh
+
+
+def _add_to_grad(table: Tensor, probs: Tensor, scaled: Tensor, buffers: Buffers) -> None:
+    """``table.grad[:-1] += probs.T @ scaled``, into the kept buffer if the table has no gradient yet."""
+    (into, fresh), product = open_gradient(table, buffers), (probs.T, scaled.to(probs.dtype))
     if not fresh:
         into.add_(torch.mm(*product))
     elif probs.dtype == table.dtype:

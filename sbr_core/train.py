@@ -3,83 +3,29 @@
 Shapes: B examples of a batch.
 """
 
-import json
+import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sbr_core import checkpoints
-from sbr_core.batches import Batch, Order, epoch_order
-from sbr_core.losses import FullSoftmax, Scores
-from sbr_core.optim import learning_rate, make_optimizers, set_learning_rate
-from sbr_core.sessions import Sessions, Windows
+from sbr_core.batches import Batch, Order, chronological_order, epoch_order
+from sbr_core.config import TrainConfig
+from sbr_core.every_position import SessionOrder, session_order
+from sbr_core.losses import Scores, least_rows, seek
+from sbr_core.optim import learning_rate, set_learning_rate
+from sbr_core.run_state import Run
+from sbr_core.session_parallel import ParallelOrder, parallel_order
+from sbr_core.sessions import Windows
 
 CHECK_EVERY = 50  # steps between two looks at the loss from the host
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are the published settings of SR-GNN.
-
-    Args:
-        epochs: epochs at most.
-        batch_size: examples of a step.
-        lr, lr_decay, lr_every, schedule_offset: see `optim.learning_rate`.
-        l2: coupled L2 on every parameter.
-        precision: "fp32" or "bf16", see `losses.FullSoftmax`.
-        patience: stop after so many epochs without a better validation MRR@20; None to go on.
-        seed: of the order of the examples (the caller seeds the initialisation with it too).
-        augmentation: "prefix" (all systems) or "suffix" (the dissertation's text).
-        max_len, keep: inputs longer than `max_len` keep their "last" or "first" clicks.
-        block: batches per length-sorted block, see `batches.epoch_order`.
-        compile: run the encoder through `torch.compile` (worth it on a GPU).
-    """
-
-    epochs: int = 8
-    batch_size: int = 100
-    lr: float = 1e-3
-    lr_decay: float = 0.1
-    lr_every: int | None = 3
-    schedule_offset: int = 0
-    l2: float = 1e-5
-    precision: str = "fp32"
-    patience: int | None = None
-    seed: int = 0
-    augmentation: str = "prefix"
-    max_len: int | None = None
-    keep: str = "last"
-    block: int = 256
-    compile: bool = False
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr_every is not None and self.lr_every < 1:
-            raise ValueError(f"lr_every must be at least 1, or None for a constant rate, got {self.lr_every}")
-        for name, allowed in (("augmentation", ("prefix", "suffix")), ("keep", ("last", "first"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {' or '.join(allowed)}, got {getattr(self, name)!r}")
-
-    def examples(self, sessions: Sessions, augment: bool = True) -> Windows:
-        """The examples of these sessions under this configuration; test sessions always give their prefixes."""
-        windows = sessions.suffixes() if augment and self.augmentation == "suffix" else sessions.prefixes()
-        return self.truncate(windows)
-
-    def truncate(self, windows: Windows) -> Windows:
-        """The examples with inputs of `max_len` clicks at most."""
-        if self.max_len is None:
-            return windows
-        return windows.last(self.max_len) if self.keep == "last" else windows.first(self.max_len)
+AnyOrder = Order | ParallelOrder | SessionOrder
 
 
 def train_step(
@@ -88,15 +34,47 @@ def train_step(
     optimizers: list[torch.optim.Optimizer],
     batch: Batch,
     encode: Callable | None = None,
+    clip: Callable[[], None] | None = None,
 ) -> Tensor:
-    """One step; returns the loss, still on the device."""
-    value = loss(Scores(model, (encode or model.encode)(batch)), batch.target)
+    """One step; returns the loss, still on the device.
+
+    Args:
+        encode: used instead of ``model.encode``.
+        clip: called between the backward pass and the optimizers, to change the gradients in place.
+    """
+    query = (encode or model.encode)(batch)
+    value = loss(Scores(model, query), batch.target)
+    extra = model.extra_loss(query, batch.target)
+    _update(value if extra is None else value + extra, optimizers, clip)
+    return value.detach()
+
+
+def _update(value: Tensor, optimizers: list[torch.optim.Optimizer], clip: Callable[[], None] | None = None) -> None:
+    """Backward pass and step of every optimizer."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     value.backward()
+    if clip:
+        clip()
     for optimizer in optimizers:
         optimizer.step()
-    return value.detach()
+
+
+def make_order(train: Windows, config: TrainConfig, epoch: int, least_rows: int = 1) -> AnyOrder:
+    """The batches of an epoch as the configuration wants them.
+
+    Args:
+        least_rows: fewest rows of a session-parallel batch, see `losses.least_rows`.
+    """
+    if config.batches == "examples":
+        return epoch_order(train, config.batch_size, config.seed, epoch, config.block)
+    if config.batches == "chronological":
+        return chronological_order(train, config.batch_size)
+    if config.batches == "every-position":
+        return session_order(train, config.batch_size, config.seed, epoch, config.block)
+    return parallel_order(
+        train, config.batch_size, config.seed, epoch, least=least_rows, **config.batches_arguments
+    )
 
 
 def fit(
@@ -131,7 +109,7 @@ def fit(
     """
     if len(train) == 0:
         raise ValueError("there is no example to learn from: every session has fewer than two clicks")
-    state = _Run(model, train, config, Path(output) if output else None, run or {}, checkpoint_seconds)
+    state = Run(model, train, config, Path(output) if output else None, run or {}, checkpoint_seconds)
     state.resume()
     with _interruptible() as interrupted:
         while len(state.epochs) < config.epochs and not _out_of_patience(state.epochs, config.patience):
@@ -146,106 +124,78 @@ def fit(
     return state.epochs
 
 
-class _Run:
-    """The moving parts of one `fit`: where it stands, and how that is saved and found again."""
-
-    def __init__(self, model, train, config, output, identity, checkpoint_seconds):
-        self.model, self.train, self.config, self.output = model, train, config, output
-        fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
-        self.identity = identity | {"config": fixed, "examples": len(train)}  # a run may be continued for longer
-        self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
-        self.loss = FullSoftmax(config.precision)
-        self.optimizers = make_optimizers(model, config.lr, config.l2, sparse_table=not self.loss.full_catalogue)
-        self.encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
-        self.epochs: list[dict] = []
-        self.begin_epoch()
-
-    def begin_epoch(self) -> None:
-        """Set the counters of an epoch to its first step."""
-        self.step, self.seconds, self.recent = 0, 0.0, []
-        self.total = torch.zeros((), dtype=torch.float64, device=self.train.device)
-
-    def save(self) -> None:
-        """Write the checkpoint; a full disk costs the checkpoint, not the run."""
-        if self.output is None:
-            return
-        tensors = checkpoints.training_state(self.model, self.optimizers) | {"total": self.total}
-        info = {"run": self.identity, "epochs": self.epochs, "step": self.step, "seconds": self.seconds}
-        try:
-            checkpoints.write(self.output / "state.safetensors", tensors, info)
-        except OSError as error:
-            warnings.warn(f"training goes on without a new checkpoint: {error}", stacklevel=2)
-        self.saved_at = time.monotonic()
-
-    def resume(self) -> None:
-        """Continue from the checkpoint, if there is one."""
-        path = self.output and self.output / "state.safetensors"
-        if path is None or not path.exists():
-            return
-        tensors, info = checkpoints.read(path, str(self.train.device))
-        there, here = (_flat(run) for run in (info["run"], json.loads(json.dumps(self.identity))))
-        differing = [key for key in there | here if there.get(key) != here.get(key)]
-        if differing:
-            raise ValueError(
-                f"{path} belongs to another run: {', '.join(differing)} differ "
-                f"(there: {[there.get(key) for key in differing]}); choose another folder or delete it"
-            )
-        checkpoints.restore_training_state(tensors, self.model, self.optimizers)
-        self.epochs, self.step, self.seconds, self.total = (
-            info["epochs"],
-            info["step"],
-            info["seconds"],
-            tensors["total"],
-        )
-
-
-def _flat(run: dict) -> dict:
-    """The identity of a run with its configuration's fields beside the others."""
-    return {key: value for key, value in run.items() if key != "config"} | run["config"]
-
-
-def _train_epoch(state: _Run, progress: bool, interrupted: threading.Event) -> dict:
+def _train_epoch(state: Run, progress: bool, interrupted: threading.Event) -> dict:
     """One epoch, or what is left of it."""
     config, number = state.config, len(state.epochs)
     lr = learning_rate(number, config.lr, config.lr_decay, config.lr_every, config.schedule_offset)
     set_learning_rate(state.optimizers, lr)
-    order = epoch_order(state.train, config.batch_size, config.seed, number, config.block)
+    order = make_order(state.train, config, number, least_rows(state.loss))
+    seek(state.loss, number, state.step)
     state.model.train()
     begun = time.perf_counter() - state.seconds
-    with tqdm(
-        total=len(order), initial=state.step, desc=f"epoch {number + 1}", disable=not progress, mininterval=1
-    ) as bar:
+    auxiliary = {name: _train_task(state, name, begun, progress, interrupted) for name in state.tasks}
+    with _bar(f"epoch {number + 1}", len(order), state.step, progress) as bar:
         for batch in order.batches(state.train, first=state.step):
-            value = train_step(state.model, state.loss, state.optimizers, batch, state.encode)
+            value = train_step(state.model, state.loss, state.optimizers, batch, state.encode, state.clip)
             state.total += value * len(batch)
             state.recent.append(value)
-            state.step += 1
+            state.step, state.seen = state.step + 1, state.seen + len(batch)
             if state.step % CHECK_EVERY == 0 or state.step == len(order):
-                state.seconds = time.perf_counter() - begun
-                bar.set_postfix(
-                    loss=f"{_finite(state, order) / min(state.step * config.batch_size, len(state.train)):.3f}"
-                )
+                bar.set_postfix(loss=f"{_finite(state, order) / state.seen:.3f}")
                 bar.update(state.step - bar.n)
-            if interrupted.is_set():
-                if state.recent:
-                    _finite(state, order)  # never save a model that has diverged since the last look
-                state.seconds = time.perf_counter() - begun
-                state.save()
-                raise KeyboardInterrupt(f"stopped in epoch {number + 1} after step {state.step}")
-            if state.step % CHECK_EVERY == 0 and time.monotonic() - state.saved_at > state.checkpoint_seconds:
-                state.save()
-    seconds, examples = state.seconds, len(state.train)
-    loss = state.total.item() / examples
-    return {"epoch": number + 1, "lr": lr, "loss": loss, "seconds": seconds, "examples_per_second": examples / seconds}
+            if interrupted.is_set() and state.recent:
+                _finite(state, order)  # never save a model that has diverged since the last look
+            _pause(state, begun, state.step, interrupted)
+    seconds, loss = time.perf_counter() - begun, state.total.item() / max(state.seen, 1)
+    record = {"epoch": number + 1, "lr": lr, "loss": loss, "seconds": seconds}
+    record["examples_per_second"] = state.seen / seconds
+    return record | ({"auxiliary": auxiliary} if auxiliary else {})
 
 
-def _finite(state: _Run, order: Order) -> float:
+def _train_task(state: Run, name: str, begun: float, progress: bool, interrupted: threading.Event) -> float:
+    """What is left of an auxiliary task's part of the epoch; returns its mean loss."""
+    task, optimizers, epoch = state.tasks[name], state.task_optimizers[name], len(state.epochs)
+    steps = task.steps(state.epochs)
+    with _bar(f"epoch {epoch + 1}, {name}", steps, state.task_steps[name], progress) as bar:
+        for step in range(state.task_steps[name], steps):
+            value = task.loss(epoch, step)
+            _update(value, optimizers)
+            state.task_totals[name] += value.detach()
+            state.task_steps[name] = step + 1
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps or interrupted.is_set():
+                mean = state.task_totals[name].item() / (step + 1)
+                if not math.isfinite(mean):
+                    raise FloatingPointError(
+                        f"the loss of the auxiliary task {name} is not finite in epoch {epoch + 1} before its step "
+                        f"{step + 2}; the checkpoint on disk is from before. Lower its learning rate"
+                    )
+                bar.set_postfix(loss=f"{mean:.3f}")
+                bar.update(step + 1 - bar.n)
+            _pause(state, begun, step + 1, interrupted)
+    return state.task_totals[name].item() / max(steps, 1)
+
+
+def _bar(text: str, total: int, done: int, progress: bool) -> tqdm:
+    return tqdm(total=total, initial=done, desc=text, disable=not progress, mininterval=1)
+
+
+def _pause(state: Run, begun: float, step: int, interrupted: threading.Event) -> None:
+    """After a step: save if it is time, or if the user wants to stop."""
+    state.seconds = time.perf_counter() - begun
+    if interrupted.is_set():
+        state.save()
+        raise KeyboardInterrupt(f"stopped in epoch {len(state.epochs) + 1} after step {step}")
+    if step % CHECK_EVERY == 0 and time.monotonic() - state.saved_at > state.checkpoint_seconds:
+        state.save()
+
+
+def _finite(state: Run, order: AnyOrder) -> float:
     """The summed loss so far; raises if it is not finite, naming the first step to blame."""
     recent, state.recent = torch.stack(state.recent), []
     if recent.isfinite().all():
         return state.total.item()
     step = state.step - len(recent) + int((~recent.isfinite()).nonzero()[0])
-    rows = order.index[step * order.batch_size : (step + 1) * order.batch_size]
+    rows = order.rows(step)
     raise FloatingPointError(
         f"the loss is not finite in epoch {len(state.epochs) + 1} at step {step + 1} (its batch holds examples of "
         f"sessions {state.train.session[rows[:3]].tolist()} ...); the checkpoint on disk is from before. "

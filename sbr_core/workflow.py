@@ -62,6 +62,7 @@ def train(
             "dataset": dataset.fingerprint,
             "validate": validate,
         }
+        model.prepare(train_part)
         examples = config.examples(early).to(device)
         epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
     best = best_epoch(epochs, "test")
@@ -116,6 +117,8 @@ def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> 
     model = new_model(recipe, dataset.num_items, recipe.config.seed, device)
     if isinstance(model, CountingModel):
         model.fit(dataset.train.to(device))
+    else:
+        model.prepare(dataset.train.to(device))
     config = recipe.config
     train_part, test = config.examples(dataset.train).to(device), config.truncate(dataset.test_windows()).to(device)
     return {"model": recipe.model, "dataset": dataset.name} | benchmarks.bench(model, train_part, test, config, steps)

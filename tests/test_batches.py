@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import as_lists, random_sessions
 
-from sbr_core.batches import Batch, epoch_order, gather, length_order
+from sbr_core.batches import Batch, chronological_order, epoch_order, gather, length_order
 
 V = 30
 
@@ -143,3 +143,15 @@ def test_length_order_is_sorted_and_stable():
     windows = random_sessions(60).prefixes()
     expected = sorted(range(len(windows)), key=lambda i: int(windows.lengths[i]))
     assert length_order(windows, 16).index.tolist() == expected
+
+
+def test_chronological_batches_follow_the_log():
+    sessions = random_sessions(30, seed=4)
+    windows = sessions.prefixes()
+    order = chronological_order(windows, 8)
+    read = []
+    for batch in order.batches(windows):
+        inputs = [[item for item in row if item < windows.num_items] for row in batch.items.tolist()]
+        read += list(zip(inputs, batch.target.tolist(), strict=True))
+    assert read == as_lists(windows)
+    assert order.widths == [max(windows.lengths[i : i + 8].tolist()) for i in range(0, len(windows), 8)]

@@ -17,7 +17,7 @@ WINDOWS = SESSIONS.prefixes()  # 200 examples
 CONFIG = TrainConfig(batch_size=16, block=1)
 KEYS = {
     "step_ms", "mean_step_ms", "floor_ms", "floor_ratio", "examples_per_second", "mean_width", "batch_size",
-    "precision", "steps", "peak_rss_mb", "device",
+    "precision", "steps", "peak_rss_mb", "device", "parameters",
 }  # fmt: skip
 
 

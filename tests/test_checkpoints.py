@@ -116,7 +116,7 @@ def test_a_state_before_the_first_step_is_restored_too():
     assert same(model.state_dict(), other.state_dict()) and not others[0].state_dict()["state"]
 
 
-def test_a_sparse_optimizer_is_restored_beside_a_dense_one():
+def test_a_sparse_optimizer_is_restored_beside_a_dense_one(tmp_path):
     torch.manual_seed(0)
     states = []
     for _ in range(2):
@@ -126,6 +126,8 @@ def test_a_sparse_optimizer_is_restored_beside_a_dense_one():
         optimizers[0].step()
         states.append((model, optimizers))
     (model, optimizers), (other, others) = states
-    checkpoints.restore_training_state(checkpoints.training_state(model, optimizers), other, others)
+    checkpoints.write(tmp_path / "state", checkpoints.training_state(model, optimizers), {})
+    checkpoints.restore_training_state(checkpoints.read(tmp_path / "state")[0], other, others)
     left, right = (o[0].state_dict()["state"][0] for o in (optimizers, others))
-    assert left["step"] == right["step"] and torch.equal(left["exp_avg"], right["exp_avg"])
+    assert left["step"] == right["step"] == 1 and type(left["step"]) is type(right["step"])
+    assert torch.equal(left["exp_avg"], right["exp_avg"])

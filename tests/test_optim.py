@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sbr_core.optim import learning_rate, make_optimizers, set_learning_rate
+from sbr_core.config import TrainConfig
+from sbr_core.optim import learning_rate, make_clip, make_optimizers, set_learning_rate
 from sbr_core.table import lookup
 
 
@@ -126,3 +127,36 @@ def test_a_new_rate_reaches_every_group():
     optimizers = make_optimizers(Small(), sparse_table=True)
     set_learning_rate(optimizers, 0.5)
     assert [group["lr"] for o in optimizers for group in o.param_groups] == [0.5, 0.5]
+
+
+def test_decoupled_decay_reaches_matrices_and_no_vector():
+    model = Small()
+    model.bias = nn.Parameter(torch.ones(3).double())
+    starts = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (optimizer,) = make_optimizers(model, lr=0.1, l2=0.5, optimizer="adamw")
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # only the decay moves anything
+    optimizer.step()
+    for name, p in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if p.ndim > 1 else 1.0
+        torch.testing.assert_close(p.detach(), factor * starts[name], rtol=0, atol=1e-15)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer is .*'adam'.*, got 'sgd'"):
+        make_optimizers(Small(), optimizer="sgd")
+
+
+def test_a_long_gradient_is_scaled_to_the_length_that_is_allowed_and_a_short_one_is_left_alone():
+    model = Small()
+    clip = make_clip(model, TrainConfig(clip_grad=2.0))
+    for length, after in ((5.0, 2.0), (1.5, 1.5)):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+        for p in model.parameters():
+            p.grad.mul_(length / flat.norm())
+        clip()
+        clipped = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(clipped, flat / flat.norm() * after, rtol=0, atol=1e-5)
+    assert make_clip(model, TrainConfig()) is None

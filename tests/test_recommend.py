@@ -9,10 +9,12 @@ from toys import random_sessions
 
 from sbr_core import checkpoints
 from sbr_core.batches import Batch
+from sbr_core.models import build
 from sbr_core.models.counting import Markov
 from sbr_core.models.gru4rec import GRU4Rec
 from sbr_core.models.stamp import STAMP
 from sbr_core.recommend import Recommender
+from sbr_core.sessions import Sessions
 
 V = 30
 TRAIN = random_sessions(60, V)
@@ -157,3 +159,21 @@ def test_a_model_of_a_name_that_is_gone_is_refused(tmp_path):
     checkpoints.write(path, tensors, info | {"model": "gru5rec"})
     with pytest.raises(ValueError, match="there is no model 'gru5rec'"):
         Recommender.load(tmp_path)
+
+
+def test_items_of_equal_score_come_in_the_order_of_the_catalogue(monkeypatch):
+    model = build("pop", 6).fit(Sessions.from_lists([[4, 0], [1, 3], [2, 5]], 6))
+    recommender = Recommender(model, np.arange(6), torch.ones(6))
+    monkeypatch.setattr(recommender.model, "scores", lambda batch: torch.tensor([[1.0, 3.0, 1.0, 3.0, 1.0, 0.0]]))
+    for k, items in ((1, [1]), (2, [1, 3]), (3, [1, 3, 0]), (4, [1, 3, 0, 2]), (6, [1, 3, 0, 2, 4, 5])):
+        assert recommender.recommend([0], k)[0] == items
+
+
+def test_many_sessions_are_answered_in_pieces_as_one_by_one(monkeypatch):
+    monkeypatch.setattr("sbr_core.recommend.CHUNK", 3)
+    torch.manual_seed(0)
+    recommender = Recommender(build("stamp", 9, dim=4), np.arange(9), torch.ones(9))
+    torch.nn.init.normal_(recommender.model.table)
+    sessions = [[1], [], [2, 3], [4], [5, 5], [6], [7, 1, 2], [8]]
+    together = recommender.recommend_batch(sessions, 4)
+    assert [items for items, _ in together] == [recommender.recommend(session, 4)[0] for session in sessions]

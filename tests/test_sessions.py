@@ -169,3 +169,11 @@ def test_the_examples_of_diginetica_take_less_than_60_megabytes(real_data):
     windows = datasets.load("diginetica", real_data).train.prefixes()
     assert len(windows) == 719_470
     assert windows.nbytes < 60e6
+
+
+@pytest.mark.parametrize("first, last", [(5, 2), (2, 5), (3, 3), (1, 4)])
+def test_cuts_can_be_combined_in_either_order(first, last):
+    windows = random_sessions(40, longest=12, seed=6).prefixes()
+    whole = as_lists(windows)
+    assert as_lists(windows.first(first).last(last)) == [(clicks[:first][-last:], label) for clicks, label in whole]
+    assert as_lists(windows.last(last).first(first)) == [(clicks[-last:][:first], label) for clicks, label in whole]

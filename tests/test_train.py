@@ -1,5 +1,6 @@
 """Training: the loop, exact resume after every kind of stop, refusals, and stops that lose nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from toys import chain, random_sessions, same
 
 from sbr_core import checkpoints, train
 from sbr_core.batches import epoch_order
-from sbr_core.losses import FullSoftmax
+from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.gru4rec import GRU4Rec
 from sbr_core.optim import make_optimizers
 from sbr_core.train import TrainConfig, fit, train_step
@@ -425,3 +426,104 @@ def test_training_resumes_on_a_gpu(often, stop_after, tmp_path, monkeypatch):
     assert [epoch["loss"] for epoch in epochs] == pytest.approx([epoch["loss"] for epoch in expected], rel=1e-4)
     for name, value in straight.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+class Pull:
+    """An auxiliary task: pull the rows of the table together, two by two, with an optimizer of its own."""
+
+    name = "pull"
+
+    def __init__(self, model):
+        self.model = model
+
+    def make_optimizers(self):
+        return [torch.optim.SparseAdam([self.model.table], lr=0.01)]
+
+    def steps(self, epochs):
+        return 7 if len(epochs) < 2 else 0  # it stops for good after two epochs
+
+    def loss(self, epoch, step):
+        pair = torch.tensor([(epoch * 7 + step) % V, (3 * step + 1) % V])
+        left, right = self.model.embed(pair)
+        return (left - right).square().sum()
+
+
+class Pulled(GRU4Rec):
+    """A model with an auxiliary task and a term of its own in the loss."""
+
+    weight = 0.0
+
+    def auxiliary_tasks(self):
+        return [Pull(self)]
+
+    def extra_loss(self, query, target):
+        return self.weight * query.square().mean() if self.weight else None
+
+
+def pulled(seed=0):
+    torch.manual_seed(seed)
+    return Pulled(V, 8)
+
+
+def test_an_auxiliary_task_is_trained_before_each_epoch_with_its_own_optimizer():
+    model, plain = pulled(), pulled()
+    torch.manual_seed(5)
+    epochs = quietly(model, config=dataclasses.replace(CONFIG, epochs=3))
+    torch.manual_seed(5)
+    task, loss, optimizers = Pull(plain), FullSoftmax(), make_optimizers(plain, 0.02, 1e-5)
+    (own,) = task.make_optimizers()
+    plain.train()
+    for epoch, lr in enumerate((0.02, 0.002, 0.0002)):
+        optimizers[0].param_groups[0]["lr"] = lr
+        values = []
+        for step in range(7 if epoch < 2 else 0):
+            value = task.loss(epoch, step)
+            plain.zero_grad(set_to_none=True)
+            value.backward()
+            own.step()
+            values.append(value.item())
+        assert epochs[epoch]["auxiliary"] == {"pull": pytest.approx(sum(values) / 7 if values else 0.0)}
+        for batch in epoch_order(WINDOWS, 16, 7, epoch, CONFIG.block).batches(WINDOWS):
+            train_step(plain, loss, optimizers, batch)
+    assert same(model.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("steps", [5, 6, 9, 25, 33])
+def test_a_run_that_stops_inside_an_auxiliary_task_resumes_to_the_same_bits(steps, often, tmp_path, monkeypatch):
+    straight = pulled()
+    expected = quietly(straight)
+    left, update = iter(range(steps)), train._update
+
+    def stop(*arguments):
+        if next(left, None) is None:
+            raise Stop
+        update(*arguments)
+
+    monkeypatch.setattr(train, "_update", stop)
+    with pytest.raises(Stop):
+        quietly(pulled(), output=tmp_path, checkpoint_seconds=-1.0)
+    monkeypatch.setattr(train, "_update", update)
+    resumed = pulled(seed=99)
+    assert timeless(quietly(resumed, output=tmp_path, checkpoint_seconds=-1.0)) == timeless(expected)
+    assert same(resumed.state_dict(), straight.state_dict())
+
+
+def test_an_auxiliary_task_that_diverges_stops_the_run_by_name(often, monkeypatch):
+    nothing = float("nan")
+    monkeypatch.setattr(Pull, "loss", lambda self, epoch, step: self.model.embed(torch.tensor([1])).sum() * nothing)
+    with pytest.raises(FloatingPointError, match="auxiliary task pull is not finite in epoch 1"):
+        quietly(pulled())
+
+
+def test_what_a_model_adds_to_the_loss_is_trained_and_not_reported():
+    model, batch = pulled(), next(epoch_order(WINDOWS, 16, 7, 0).batches(WINDOWS))
+    model.eval()
+    model.weight = 3.0
+    query = model.encode(batch)
+    plain = FullSoftmax()(Scores(model, query), batch.target)
+    (plain + 3.0 * query.square().mean()).backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    value = train_step(model, FullSoftmax(), [torch.optim.SGD(model.parameters(), lr=0.0)], batch)
+    assert value.item() == pytest.approx(plain.item(), rel=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, wanted[name], rtol=1e-5, atol=1e-7)

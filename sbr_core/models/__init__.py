@@ -5,11 +5,24 @@ import inspect
 from torch import nn
 
 from sbr_core.models.base import CountingModel, SessionModel
+from sbr_core.models.bprmf import BPRMF
 from sbr_core.models.counting import ItemKNN, Markov, Popularity, SessionPopularity
+from sbr_core.models.csrm import CSRM
+from sbr_core.models.dgtn import DGTN
+from sbr_core.models.fpmc import FPMC
+from sbr_core.models.gcsan import GCSAN
 from sbr_core.models.gru4rec import GRU4Rec
+from sbr_core.models.gru4rec_parallel import GRU4Rec2016, GRU4Rec2018
+from sbr_core.models.lessr import LESSR
+from sbr_core.models.lgsr import LGSR
+from sbr_core.models.narm import NARM
 from sbr_core.models.neighbours import STAN, VSKNN
+from sbr_core.models.repeatnet import RepeatNet
 from sbr_core.models.srgnn import SRGNN
 from sbr_core.models.stamp import STAMP
+from sbr_core.models.tagnn import TAGNN
+from sbr_core.models.tagnnpp import TAGNNpp
+from sbr_core.models.transformer import Transformer
 
 MODELS: dict[str, type[nn.Module]] = {
     "pop": Popularity,
@@ -18,9 +31,23 @@ MODELS: dict[str, type[nn.Module]] = {
     "item-knn": ItemKNN,
     "v-sknn": VSKNN,
     "stan": STAN,
+    "bpr-mf": BPRMF,
+    "fpmc": FPMC,
     "gru4rec": GRU4Rec,
+    "gru4rec-2016": GRU4Rec2016,
+    "gru4rec-2018": GRU4Rec2018,
+    "narm": NARM,
     "stamp": STAMP,
+    "repeatnet": RepeatNet,
+    "csrm": CSRM,
     "sr-gnn": SRGNN,
+    "gc-san": GCSAN,
+    "tagnn": TAGNN,
+    "lessr": LESSR,
+    "dgtn": DGTN,
+    "transformer": Transformer,
+    "tagnn++": TAGNNpp,
+    "lgsr": LGSR,
 }
 
 

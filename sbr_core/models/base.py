@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sbr_core.batches import Batch
 from sbr_core.sessions import Sessions
-from sbr_core.table import lookup
+from sbr_core.table import Buffers, lookup
 
 
 class SessionModel(nn.Module):
@@ -24,6 +24,9 @@ class SessionModel(nn.Module):
     """
 
     needs_all_items = False  # True: the scores are normalised over the catalogue, sampled losses are refused
+    carries_state = False  # True: session-parallel batches are read, with ``carry(slots)`` called before the first
+    has_states = False  # True: ``states(batch)`` is the query of every position, for batches="every-position"
+    looked_up: tuple[str, ...] = ()  # further tables that are read by `table.lookup` alone: always sparse gradients
 
     def __init__(self, num_items: int, dim: int):
         super().__init__()
@@ -31,6 +34,31 @@ class SessionModel(nn.Module):
             raise ValueError(f"num_items and dim must be at least 1, got {num_items} and {dim}")
         self.num_items, self.dim = num_items, dim
         self.table = nn.Parameter(torch.empty(num_items + 1, dim))
+
+    def prepare(self, train: Sessions) -> None:
+        """Take from the training sessions what the model wants to know of them, before it is trained.
+
+        What scoring needs is kept in buffers, which are saved with the model.
+        """
+
+    def auxiliary_tasks(self) -> list:
+        """Training tasks besides the loss on the examples, done before each epoch's pass over the examples.
+
+        A task has a ``name``, ``make_optimizers() -> list``, ``steps(epochs) -> int`` (of the coming epoch, given the
+        records of those before) and ``loss(epoch, step) -> scalar``, which depends on nothing else but the parameters.
+        """
+        return []
+
+    def extra_loss(self, query: object, target: Int[Tensor, "B"]) -> Tensor | None:
+        """A term that the model adds to the loss of a batch; None for none."""
+        return None
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a saved state, the buffers that `prepare` made included."""
+        for name, tensor in tensors.items():
+            if "." not in name and name not in self._parameters:
+                self.register_buffer(name, tensor)
+        self.load_state_dict(tensors)
 
     def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Rows of the item table (see `sbr_core.table` for their gradient)."""
@@ -54,6 +82,16 @@ class SessionModel(nn.Module):
         A subclass that overrides `score` returns None.
         """
         return query, self.table
+
+    def softmax_loss(
+        self, query: object, target: Int[Tensor, "B"], dtype: torch.dtype | None, buffers: Buffers
+    ) -> Tensor | None:
+        """Mean cross-entropy over all items by a fused operation of the model's own; None where it has none.
+
+        Asked for only where `linear` is None. `dtype` is that of the large products (None: the table's); `buffers` are
+        the loss's, kept from step to step (see `sbr_core.table`).
+        """
+        return None
 
 
 class CountingModel(nn.Module):

@@ -58,7 +58,7 @@ def pieces(cost: Int[Tensor, "R"], budget: int) -> Iterator[slice]:
 
 def positions(train: Sessions) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Session number and position (from 0) of every click of `train.clicks`."""
-    begin = train.offsets[:-1] - train.offsets[0]
+    begin = train.offsets[:-1]
     session, index = expand(begin, train.lengths)
     return session, index - begin[session]
 
@@ -194,8 +194,8 @@ class ItemKNN(_LastClick):
 
     with n_i = sum_q n_i(q), where n_i(q) is 1 if session q has item i, or the number of its clicks on it. A repeat of
     the last click is never recommended. The defaults are the plain cosine that papers describe. The figures that they
-    print are those of the public code, ``damping=20, distinct=False, max_length=None``, whose evaluation wants a rank
-    *below* 20 for a hit.
+    print come out, within 0.15, with the public code's form ``damping=20, distinct=False, max_length=None`` if only
+    ranks *below* 20 count as hits, as in that code's evaluation.
 
     Args:
         num_items: V.

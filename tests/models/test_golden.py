@@ -17,11 +17,26 @@ FOLDER = Path(__file__).resolve().parent.parent / "golden"
 STEPS = (0, 1, 0, 1, 0, 1, 2, 3)  # a session on items a, a + 1, ...: to and fro, then on
 CASES = {
     "gru4rec": ("gru4rec", {"dropout": 0.0}),  # without dropout: other versions of torch may draw other masks
+    "narm": ("narm", {"dropout": 0.0, "dropout_context": 0.0, "hidden": 9}),
+    "narm-code": (
+        "narm",
+        {"dropout": 0.0, "dropout_context": 0.0, "attention": "softmax", "cell": "code", "hard": True},
+    ),
     "stamp": ("stamp", {}),
     "stamp-code": ("stamp", {"add_mean": True, "biases": False, "clip_norm": 1.0}),
     "sr-gnn": ("sr-gnn", {}),
     "sr-gnn-nonhybrid-2-steps": ("sr-gnn", {"hybrid": False, "steps": 2}),
     "sr-gnn-count": ("sr-gnn", {"edge_weight": "count"}),
+    "gc-san": ("gc-san", {"dropout": 0.0}),
+    "gc-san-shared": ("gc-san", {"dropout": 0.0, "blocks": 3, "share_blocks": True, "layer_norm": True}),
+    "lessr": ("lessr", {"dropout": 0.0}),
+    "lessr-forward-mean": ("lessr", {"dropout": 0.0, "clip": "forward", "aggregator": "mean", "dense": False}),
+    "dgtn": ("dgtn", {"threshold": 0.3}),
+    "dgtn-code": ("dgtn", {"inter": "none", "fusion": "max"}),
+    "transformer": ("transformer", {"dropout": 0.0}),
+    "transformer-start": ("transformer", {"dropout": 0.0, "positions": "start", "blocks": 2, "max_positions": 4}),
+    "repeatnet": ("repeatnet", {"dropout": 0.0, "mode_loss": 0.5}),
+    "csrm": ("csrm", {"input_dropout": 0.0, "dropout": 0.0, "neighbours": 8, "capacity": 50, "layer_norm": True}),
 }
 
 
@@ -34,9 +49,11 @@ def losses_of(name: str, arguments: dict) -> list[float]:
     from sbr_core.sessions import Sessions
     from sbr_core.train import train_step
 
-    windows = Sessions.from_lists([[(a + step) % 40 for step in STEPS] for a in range(60)], 40).prefixes()
+    sessions = Sessions.from_lists([[(a + step) % 40 for step in STEPS] for a in range(60)], 40)
+    windows = sessions.prefixes()
     torch.manual_seed(2024)
     model, loss = build(name, 40, dim=12, **arguments), FullSoftmax()
+    model.prepare(sessions)
     optimizers = make_optimizers(model, lr=0.03, l2=1e-5)
     batches = epoch_order(windows, 16, seed=5, epoch=0, block=8).batches(windows)
     return [train_step(model, loss, optimizers, batch).item() for batch, _ in zip(batches, range(20), strict=False)]

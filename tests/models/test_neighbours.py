@@ -164,7 +164,7 @@ def slow_stan(log, times, prefix, k, sample_size, lambda1, lambda2, lambda3):
     return slow_votes(sims, k, vote)
 
 
-def assert_equal_to(slow, model, data):
+def assert_close_to(slow, model, data):
     log, times, prefixes, items = data
     model.budget = 100  # many pieces
     scores = fitted(model, log, times).scores(Batch.of(prefixes, items))
@@ -184,14 +184,14 @@ def test_vsknn_equals_a_plain_loop(kind, weighting, decay):
         arguments = {"k": k, "sample_size": sample, "similarity": kind, "weighting": weighting, "decay": decay}
         arguments |= {"idf": [0, 1.5, 5][seed], "idf_session": seed == 1, "time_decay": seed == 2}
         model = VSKNN(10, normalise=False, **arguments)
-        assert_equal_to(lambda *case, a=arguments: slow_vsknn(*case, **a), model, shop(seed))
+        assert_close_to(lambda *case, a=arguments: slow_vsknn(*case, **a), model, shop(seed))
 
 
 @pytest.mark.parametrize("lambda1, lambda2, lambda3", [(1.02, 5, 2.05), (1e-5, 2.5, 4), (1.25, 80, 5), (50, 0.5, 0.3)])
 def test_stan_equals_a_plain_loop(lambda1, lambda2, lambda3):
     for seed, (k, sample) in enumerate([(4, 9), (9, 30), (100, 100), (1, 2)]):
         arguments = {"k": k, "sample_size": sample, "lambda1": lambda1, "lambda2": lambda2, "lambda3": lambda3}
-        assert_equal_to(lambda *case, a=arguments: slow_stan(*case, **a), STAN(10, **arguments), shop(seed))
+        assert_close_to(lambda *case, a=arguments: slow_stan(*case, **a), STAN(10, **arguments), shop(seed))
 
 
 def slow_sknn(log, prefix, k):
@@ -210,7 +210,7 @@ def test_both_become_sknn_in_the_limit():
     limits = {"lambda1": math.inf, "lambda2": math.inf, "lambda3": math.inf}
     plain = {"similarity": "cosine", "weighting": "same", "decay": "same", "normalise": False}
     for model in (VSKNN(items, k=8, **plain), STAN(items, k=8, **limits)):
-        assert_equal_to(lambda log, _, prefix: slow_sknn(log, prefix, 8), model, (log, times, prefixes, items))
+        assert_close_to(lambda log, _, prefix: slow_sknn(log, prefix, 8), model, (log, times, prefixes, items))
 
 
 def test_order_matters_only_where_it_should():

@@ -1,0 +1,74 @@
+"""What the commands of `sbr_core.cli` share: options, and what they mean."""
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+ModelName = Annotated[str, typer.Option("--model", help="A system of `sbr_core.models.MODELS`, such as sr-gnn.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, or a folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Constructor argument of the model: --set steps=2. Repeatable.")
+]
+Config = Annotated[
+    list[str] | None, typer.Option("--config", help="Field of TrainConfig: --config optimizer=adamw. Repeatable.")
+]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
+
+
+def show(result: dict, as_json: bool) -> None:
+    """One JSON object, or one line a key."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    for key, value in result.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        print(f"{key:24} {shown}")
+
+
+def parse_pairs(pairs: list[str] | None, option: str = "--set") -> dict:
+    """["steps=2", "readout=mean"] -> {"steps": 2, "readout": "mean"}."""
+    arguments = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{option} takes name=value, got {pair!r}")
+        try:
+            arguments[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            arguments[key.strip()] = text
+    return arguments
+
+
+def device_of(name: str) -> str:
+    """The device that a --device option means, checked."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such kind of device, no such number, or torch built without it
+        raise ValueError(f"--device {name}: torch cannot use it on this machine; use --device cpu") from error
+    return name
+
+
+def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[str] | None = None, **overrides):
+    """The published recipe of the pair, with what the command line says otherwise."""
+    from sbr_core.config import TrainConfig
+    from sbr_core.models import MODELS
+    from sbr_core.recipes import recipe
+
+    if model not in MODELS:
+        raise ValueError(f"there is no model {model!r}; the models are {', '.join(MODELS)}")
+    found, fields = recipe(model, dataset), parse_pairs(config_, "--config")
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(known)}")
+    given = fields | {key: value for key, value in overrides.items() if value is not None}
+    config = dataclasses.replace(found.config, **given)
+    return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)

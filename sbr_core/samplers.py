@@ -1,0 +1,77 @@
+"""Sampled negatives: drawn in large blocks on the device, a pure function of seed, epoch and step.
+
+Shapes: B sessions, V items, N samples of a step, K candidates.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sbr_core.sessions import Windows
+
+BLOCK = 2**20  # ids drawn at a time
+
+
+class Negatives:
+    """N items a step, with replacement, :math:`P(i) \\propto c_i^\\alpha` over the items that occur in training.
+
+    The draws of a step depend on seed, epoch and step alone, so a run that is resumed sees the same ones (on the same
+    kind of device).
+
+    Args:
+        counts: (V,) training clicks of every item; an item without any is never drawn.
+        size: N.
+        alpha: 0 is uniform, 1 is popularity.
+        seed: of the draws.
+
+    Source: specs of GRU4Rec, section 4.2.
+    """
+
+    def __init__(self, counts: Int[Tensor, "V"], size: int, alpha: float = 0.0, seed: int = 0):
+        if size < 1:
+            raise ValueError(f"a step draws at least one negative, got {size}")
+        if not bool((counts > 0).any()):
+            raise ValueError("there is nothing to draw from: no item has a click")
+        self.size, self.seed, self.steps = size, seed, max(1, BLOCK // size)
+        weight = torch.where(counts > 0, counts.double() ** alpha, 0.0)
+        cumulative = weight.cumsum(0)
+        self.cumulative = cumulative / cumulative[-1]
+        self.log_q: Float[Tensor, V] = (weight / weight.sum()).log().float()  # log P(i)
+        self.drawn: tuple[int, Tensor] | None = None
+        self.seek(0, 0)
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Go to a step of an epoch; the next `draw` is that step's."""
+        self.epoch, self.step, self.drawn = epoch, step, None
+
+    def draw(self) -> Int[Tensor, "N"]:
+        """The negatives of this step; the next call gives those of the next one."""
+        block, row = divmod(self.step, self.steps)
+        if self.drawn is None or self.drawn[0] != block:
+            self.drawn = block, self._block(block)
+        self.step += 1
+        return self.drawn[1][row]
+
+    def _block(self, number: int) -> Int[Tensor, "steps N"]:
+        device, mixed = self.cumulative.device, 0
+        for part in (self.seed, self.epoch, number):
+            mixed = (mixed * 1_000_003 + part + 1) % 2**63
+        generator = torch.Generator(device).manual_seed(mixed)
+        uniform = torch.rand(self.steps, self.size, generator=generator, device=device, dtype=torch.float64)
+        return torch.searchsorted(self.cumulative, uniform, right=True)
+
+
+def click_counts(windows: Windows) -> Int[Tensor, "V"]:
+    """How often every item is clicked in the examples, each click of the log counted once."""
+    edges = torch.zeros(len(windows.items) + 1, dtype=torch.long, device=windows.device)
+    edges.index_add_(0, windows.start.long(), torch.ones_like(windows.start, dtype=torch.long))
+    edges.index_add_(0, windows.target.long() + 1, -torch.ones_like(windows.start, dtype=torch.long))
+    read = (edges.cumsum(0)[:-1] > 0).long()
+    return torch.zeros(windows.num_items, dtype=torch.long, device=windows.device).index_add_(
+        0, windows.items.long(), read
+    )
+
+
+def accidental_hits(ids: Int[Tensor, "*shape"], target: Int[Tensor, "B"]) -> Bool[Tensor, "B K"]:
+    """True where a candidate, shared (K,) or of each row (B, K), is the row's own target."""
+    return ids == target[:, None]

@@ -1,0 +1,41 @@
+"""The training configuration refuses what makes no sense when it is made."""
+
+import dataclasses
+
+import pytest
+from toys import as_lists, random_sessions
+
+from sbr_core.config import CHOICES, TrainConfig
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("epochs", 0, "epochs must be at least 1, got 0"),
+        ("batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("block", -1, "block must be at least 1, got -1"),
+        ("lr_every", 0, "lr_every must be at least 1, or None"),
+        ("clip_grad", 0.0, "clip_grad must be positive, or None for no clipping, got 0.0"),
+        *((name, "neither", f"{name} is .*, got 'neither'") for name in CHOICES),
+    ],
+)
+def test_a_field_that_makes_no_sense_is_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+
+
+def test_every_choice_is_accepted():
+    for name, allowed in CHOICES.items():
+        for value in allowed:
+            assert getattr(dataclasses.replace(TrainConfig(), **{name: value}), name) == value
+
+
+def test_examples_are_prefixes_or_suffixes_and_are_cut_on_the_side_that_is_asked_for():
+    sessions = random_sessions(20, longest=12, seed=3)
+    whole = as_lists(sessions.prefixes())
+    for keep, cut in (("last", lambda clicks: clicks[-3:]), ("first", lambda clicks: clicks[:3])):
+        config = TrainConfig(max_len=3, keep=keep)
+        assert as_lists(config.examples(sessions)) == [(cut(clicks), label) for clicks, label in whole]
+    suffixes = TrainConfig(augmentation="suffix")
+    assert as_lists(suffixes.examples(sessions)) == as_lists(sessions.suffixes()) != whole
+    assert as_lists(suffixes.examples(sessions, augment=False)) == whole
