@@ -1,3 +1,7 @@
 """Session-based recommendation: what the book builds, as a small package."""
 
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, on Linux: huge pages. Rows of a large table are found sooner
+
 __version__ = "0.1.0"

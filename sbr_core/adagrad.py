@@ -59,13 +59,12 @@ class Adagrad(torch.optim.Optimizer):
 
 
 def _dense(parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
-    squares = state["squares"].addcmul_(parameter.grad, parameter.grad)
-    change = parameter.grad / (squares + group["eps"]).sqrt_()
+    scale = state["squares"].addcmul_(parameter.grad, parameter.grad).add(group["eps"]).rsqrt_()
     if group["momentum"]:
-        change = state["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
-        parameter.add_(change)
+        velocity = state["velocity"].mul_(group["momentum"]).addcmul_(parameter.grad, scale, value=-group["lr"])
+        parameter.add_(velocity)
     else:
-        parameter.sub_(change, alpha=group["lr"])
+        parameter.addcmul_(parameter.grad, scale, value=-group["lr"])
 
 
 def _sparse(parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
@@ -73,8 +72,11 @@ def _sparse(parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
     rows, values = grad.indices()[0], grad.values()
     squares = state["squares"].index_select(0, rows).addcmul_(values, values)
     state["squares"].index_copy_(0, rows, squares)
-    change = values.div(squares.add_(group["eps"]).sqrt_()).mul_(-group["lr"])
+    scale = squares.add_(group["eps"]).rsqrt_()
     if group["momentum"]:
-        change.add_(state["velocity"].index_select(0, rows), alpha=group["momentum"])
-        state["velocity"].index_copy_(0, rows, change)
-    parameter.index_add_(0, rows, change)
+        velocity = state["velocity"].index_select(0, rows).mul_(group["momentum"])
+        velocity.addcmul_(values, scale, value=-group["lr"])
+        state["velocity"].index_copy_(0, rows, velocity)
+        parameter.index_add_(0, rows, velocity)
+    else:
+        parameter.index_add_(0, rows, scale.mul_(values).mul_(-group["lr"]))

@@ -23,23 +23,31 @@ from sbr_core.train import _update as update
 from sbr_core.train import make_order, train_step
 
 
+MANY_SCORES = 2**32  # more are not evaluated by a benchmark
+
+
 def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
     """Median milliseconds of a step and of its floor, interleaved so that both see the same machine.
 
     The floor is what the recipe cannot avoid: the three products between (B, D) queries and the (V, D) table (scores,
-    gradient of the queries, gradient of the table) and one fused optimizer step over the table, in the same dtype.
+    gradient of the queries, gradient of the table) and one fused optimizer step over the table, in the same dtype. A
+    loss that draws its candidates needs as many rows of the table as it has candidates.
 
     Returns:
         step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second
         (mean examples of a batch by the median step), mean_width (mean L of the batches timed), parameters (how many
-        numbers are trained), peak_rss_mb; with auxiliary tasks what `bench_tasks` returns.
+        numbers are trained), loss and table_optimizer by name, peak_rss_mb (of data, model and one step); with
+        auxiliary tasks what `bench_tasks` returns.
     """
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
     run = Run(model, train, config, None, {}, 0.0)
     source = _endless(make_order(train, config, 0, least_rows(run.loss)), train)
-    floor = _floor(model, torch.bfloat16 if config.precision == "bf16" else torch.float32, config)
     model.train()
+    train_step(model, run.loss, run.optimizers, next(source), run.encode, run.clip)
+    peak = peak_rss_mb()  # before the floor takes memory of its own
+    drawn = None if run.loss.full_catalogue else _candidates(run.loss, config.batch_size)
+    floor = _floor(model, torch.bfloat16 if config.precision == "bf16" else torch.float32, config, drawn)
     step_times, floor_times, widths, sizes = [], [], [], []
     for number in range(warmup + steps):
         batch = next(source)
@@ -63,11 +71,18 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "batch_size": config.batch_size,
         "precision": config.precision,
+        "loss": config.loss,
+        "table_optimizer": config.table_optimizer,
         "steps": steps,
         **bench_tasks(run, steps, warmup),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak,
         "device": str(train.device),
     }
+
+
+def _candidates(loss, batch_size: int) -> int:
+    """How many items a sampled loss looks at in a step."""
+    return batch_size + loss.negatives * (1 if getattr(loss, "shared", True) else batch_size)
 
 
 def bench_tasks(run: Run, steps: int, warmup: int) -> dict:
@@ -93,7 +108,12 @@ def _task_step(task, optimizers: list[torch.optim.Optimizer], step: int) -> None
 
 
 def bench_evaluation(model: nn.Module, windows: Windows) -> dict:
-    """Seconds to rank the target of every example among all items, and milliseconds an example."""
+    """Seconds to rank the target of every example among all items, and milliseconds an example.
+
+    Of a catalogue so large that this would take minutes, the first examples.
+    """
+    if len(windows) * windows.num_items > MANY_SCORES:
+        windows = windows[: max(1, MANY_SCORES // 4 // windows.num_items)]
     seconds = _timed(lambda: evaluate(model, windows), windows.device) / 1e3
     return {
         "evaluation_s": seconds,
@@ -114,9 +134,10 @@ def _endless(order, train: Windows) -> Iterator[Batch]:
         yield from order.batches(train)
 
 
-def _floor(model: nn.Module, dtype: torch.dtype, config: TrainConfig) -> Callable[[], None]:
-    """The unavoidable work of one step as a function."""
+def _floor(model: nn.Module, dtype: torch.dtype, config: TrainConfig, rows: int | None = None) -> Callable[[], None]:
+    """The unavoidable work of one step, on so many rows of the table, as a function."""
     table = model.table.detach()
+    table = table if rows is None else table[torch.arange(rows + 1, device=table.device) % len(table)]
     query = torch.randn(config.batch_size, table.shape[1], dtype=dtype, device=table.device)
     items = table[:-1].to(dtype)
     probs, queries, grad = query @ items.T, torch.empty_like(query), torch.empty_like(items)
@@ -145,7 +166,9 @@ def _timed(work: Callable, device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begun)
 
 
-SOFTMAX_FORMS = (("plain", "fp32"), ("chunked", "fp32"), ("kept", "fp32"), ("kept", "bf16"))
+SOFTMAX_FORMS = (
+    ("plain", "fp32"), ("chunked", "fp32"), ("kept", "fp32"), ("kept", "bf16"), ("blocked", "fp32"), ("blocked", "bf16")
+)  # fmt: skip
 
 
 def bench_softmax(num_items: int, batch_size: int = 100, dim: int = 100, repeats: int = 7, device: str = "cpu") -> dict:

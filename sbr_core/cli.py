@@ -17,7 +17,9 @@ from sbr_core.cli_options import (
     DatasetName,
     Device,
     Json,
+    Loss,
     ModelName,
+    Optimizer,
     Precision,
     Set,
     device_of,
@@ -100,6 +102,8 @@ def train(
     validate: Annotated[
         bool, typer.Option(help="Hold out the latest tenth of the sessions and pick an epoch on it.")
     ] = False,
+    loss: Loss = None,
+    optimizer: Optimizer = None,
     precision: Precision = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -116,7 +120,7 @@ def train(
 
     options = dict(
         epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience
-    )
+    ) | dict(loss=loss, optimizer=optimizer)
     recipe = recipe_of(model, dataset, set_, config_, seed=seed, **options)
     result = workflow.train(
         recipe, datasets.load(dataset), output, validate, device_of(device), progress=sys.stderr.isatty()
@@ -176,8 +180,11 @@ def bench(
         str | None,
         typer.Option(help="Instead: time the forms of the full softmax at these numbers of items, e.g. 1000,40000."),
     ] = None,
+    loss: Loss = None,
+    optimizer: Optimizer = None,
     precision: Precision = None,
     batch_size: int | None = None,
+    l2: float | None = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
     device: Device = "auto",
     set_: Set = None,
@@ -194,6 +201,7 @@ def bench(
         show({"softmax": rows}, as_json)
         return
     options = dict(precision=precision, batch_size=batch_size, compile=compile_ or None)
+    options |= dict(loss=loss, optimizer=optimizer, l2=l2)
     recipe = recipe_of(model, dataset, set_, config_, **options)
     show(workflow.bench(recipe, datasets.load(dataset), steps, device_of(device)), as_json)
 
@@ -241,7 +249,7 @@ def replicate(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="collisions, softmax or speed.")],
+    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position or speed.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
@@ -255,6 +263,7 @@ def study(
     known = {
         "collisions": lambda: studies.collision_study(names),
         "softmax": studies.softmax_study,
+        "every-position": lambda: studies.every_position_study(names),
         "speed": lambda: studies.speed_study(models.split(",") if models else neural, names),
     }
     if name not in known:

@@ -16,6 +16,10 @@ Set = Annotated[
 Config = Annotated[
     list[str] | None, typer.Option("--config", help="Field of TrainConfig: --config optimizer=adamw. Repeatable.")
 ]
+Loss = Annotated[str | None, typer.Option(help="full, negative-sampling, triplet, ...: see `sbr_core.losses.LOSSES`.")]
+Optimizer = Annotated[
+    str | None, typer.Option(help="adam, adamw, adagrad; or sparse-adam, rowwise-adam, rowwise-adagrad for the table.")
+]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
 
 
@@ -58,7 +62,7 @@ def device_of(name: str) -> str:
 
 def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[str] | None = None, **overrides):
     """The published recipe of the pair, with what the command line says otherwise."""
-    from sbr_core.config import TrainConfig
+    from sbr_core.config import CHOICES, TrainConfig
     from sbr_core.models import MODELS
     from sbr_core.recipes import recipe
 
@@ -70,5 +74,7 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
         if key not in known:
             raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(known)}")
     given = fields | {key: value for key, value in overrides.items() if value is not None}
+    if given.get("optimizer") in CHOICES["table_optimizer"]:
+        given |= {"table_optimizer": given.pop("optimizer")}
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)

@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from sbr_core.session_parallel import ENDS, ORDERS
 from sbr_core.sessions import Sessions, Windows
 
+TABLE_L2 = ("all", "touched")
 CHOICES = {
     "augmentation": ("prefix", "suffix"),
     "keep": ("last", "first"),
     "batches": ("examples", "chronological", "session-parallel", "every-position"),
     "optimizer": ("adam", "adamw", "adagrad"),
+    "agc": ("off", "nfnet", "sbr_inverted_axis0"),
+    "table_optimizer": ("auto", "sparse-adam", "rowwise-adam", "rowwise-adagrad"),
+    "table_l2": TABLE_L2,
 }
 
 
@@ -36,7 +40,9 @@ class TrainConfig:
         loss, loss_arguments: a name of `losses.LOSSES` and the arguments of its constructor.
         optimizer: "adam", "adamw" or "adagrad", see `optim.make_optimizers`.
         momentum: of "adagrad".
+        table_optimizer, table_l2: of an item table that is only looked up, see `optim.make_optimizers`.
         clip_grad: longest gradient (2-norm over all parameters) before a step; None for no clipping.
+        agc: adaptive gradient clipping, "off", "nfnet" or "sbr_inverted_axis0", see `agc.clip_gradients`.
     """
 
     epochs: int = 8
@@ -61,6 +67,9 @@ class TrainConfig:
     optimizer: str = "adam"
     momentum: float = 0.0
     clip_grad: float | None = None
+    agc: str = "off"
+    table_optimizer: str = "auto"
+    table_l2: str = "all"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "block"):
@@ -73,6 +82,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad must be positive, or None for no clipping, got {self.clip_grad}")
+        if self.clip_grad is not None and self.agc != "off":
+            raise ValueError(f"clip_grad={self.clip_grad} and agc={self.agc!r} both clip: leave one of them out")
         if self.momentum and self.optimizer != "adagrad":
             raise ValueError(f"momentum={self.momentum} is for optimizer='adagrad', not for {self.optimizer!r}")
         self._check_batches()

@@ -105,8 +105,8 @@ def load(name: str | Path, root: Path | str | None = None) -> Dataset:
     """Load a dataset by name or folder, and check it against the counts the literature agrees on.
 
     Args:
-        name: demo; large:N (synthetic, N items); diginetica, yoochoose1_64, yoochoose1_64_dgtn, yoochoose1_4 or
-            meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt) and test.txt.
+        name: demo; large:N (synthetic, N items); diginetica, diginetica_lessr, yoochoose1_64, yoochoose1_64_dgtn,
+            yoochoose1_4 or meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt) and test.txt.
         root: the folder that holds the named datasets, each in a folder of its name or as its raw file (default:
             ``$SBR_DATA``, then the cache folder, into which what has an open URL is downloaded).
 
@@ -259,7 +259,8 @@ def _fingerprint(train: Sessions, test: Sessions, item_ids: np.ndarray) -> str:
     for part in (train, test):
         for array in (part.clicks.numpy(), (part.offsets - part.offsets[0]).numpy()):
             digest.update(np.ascontiguousarray(array, dtype="<i8").data)
-    digest.update("\n".join(map(str, item_ids.tolist())).encode())
+    for begin in range(0, len(item_ids), 2**16):  # ten million ids at once would be a gigabyte of text
+        digest.update(("\n" * (begin > 0) + "\n".join(map(str, item_ids[begin : begin + 2**16].tolist()))).encode())
     return digest.hexdigest()
 
 

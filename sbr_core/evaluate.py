@@ -3,6 +3,7 @@
 Shapes: E examples, B examples of a chunk, V items, S sessions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sbr_core.batches import length_order
+from sbr_core.models.base import SessionModel
 from sbr_core.sessions import Windows
 from sbr_core.table import Buffers
 
 CUTOFFS = (5, 10, 20)
+CHUNK_SCORES = 2**26  # held at a time
 TIES = ("conservative", "standard", "median")
 
 
@@ -138,7 +141,7 @@ def evaluate(
 ) -> Evaluation:
     """Rank the target of every example among all items, exactly, in chunks of examples.
 
-    Memory beyond the model: `chunk` rows of V scores. Scores are float32 whatever the training precision.
+    Memory beyond the model: `chunk` rows of V scores, fewer where they would be more than `CHUNK_SCORES`. Scores are float32 whatever the training precision.
 
     Args:
         windows: the examples, on the model's device.
@@ -150,9 +153,11 @@ def evaluate(
         raise ValueError("there is no example to evaluate: every session has fewer than two clicks")
     training = model.training
     model.eval()
+    chunk = max(1, min(chunk, CHUNK_SCORES // windows.num_items))
     order, buffers, parts, unknown = length_order(windows, chunk), Buffers(), [], 0
+    scorer = _scorer(model, buffers)
     for batch in tqdm(order.batches(windows), total=len(order), disable=not progress, desc="evaluate", leave=False):
-        scores = _scores(model, model.encode(batch), buffers)
+        scores = scorer(model.encode(batch))
         parts.append(ranks_from_scores(scores, batch.target, ties, buffers))
         if seen is not None:
             unknown += (~torch.nn.functional.pad(seen, (0, 1), value=True)[batch.items]).any(1).sum()
@@ -171,10 +176,20 @@ def evaluate(
     )
 
 
-def _scores(model: nn.Module, query, buffers: Buffers) -> Float[Tensor, "B V"]:
-    """All scores, in a kept buffer where they are a plain product."""
-    pair = model.linear(query) if hasattr(model, "linear") else None
-    if pair is None:
-        return model.score(query)
-    query, table = pair
-    return torch.mm(query, table[:-1].T, out=buffers.matrix("scores", len(query), len(table) - 1, table))
+def _scorer(model: nn.Module, buffers: Buffers) -> Callable[[object], Tensor]:
+    """A function of the query: numbers (B, V) that rank as its scores do, in a kept buffer where they are a product.
+
+    What does not depend on the query, such as the items on the unit sphere, is computed once.
+    """
+    items = model.search_items() if isinstance(model, SessionModel) else None
+
+    def scores(query) -> Tensor:
+        if items is not None:
+            pair = model.search_query(query), items
+        elif isinstance(model, SessionModel) and (pair := model.linear(query)) is not None:
+            pair = pair[0], pair[1][:-1]
+        else:
+            return model.score(query)
+        return torch.mm(pair[0], pair[1].T, out=buffers.matrix("scores", len(pair[0]), len(pair[1]), pair[1]))
+
+    return scores

@@ -13,14 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from sbr_core.blocked_softmax import blocked_softmax
 from sbr_core.config import TrainConfig
 from sbr_core.ranking_losses import BPR, TOP1, XE, BPRMax, TOP1Max
+from sbr_core.sampled_losses import GBCE, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
 from sbr_core.samplers import click_counts
 from sbr_core.sessions import Windows
 from sbr_core.table import Buffers, LinearSoftmax
 
-KEPT_BYTES = 2**30  # size of (B, V) float32 scores up to which they are held whole
+KEPT_BYTES = 2**26  # size of (B, V) float32 scores up to which they are held whole
 CHUNKS = torch.nn.LinearCrossEntropyOptions()
+FORMS = ("auto", "kept", "blocked", "chunked", "plain")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Scores:
         """(query (B, D), table (V+1, D)) where the scores are their plain product, else None."""
         return self.model.linear(self.query)
 
+    def directions(self) -> tuple[Tensor, Tensor] | None:
+        """(query (B, D), table (V+1, D)) where the scores are their product with the rows scaled to length 1."""
+        return self.model.directions(self.query)
+
     def softmax_loss(self, target: Tensor, dtype: torch.dtype | None, buffers: Buffers) -> Tensor | None:
         """The model's own fused full softmax where it has one, else None."""
         return self.model.softmax_loss(self.query, target, dtype, buffers)
@@ -50,20 +57,20 @@ class Scores:
 class FullSoftmax:
     """Cross-entropy over the whole catalogue, mean over the batch: ``-log softmax(scores)[target]``.
 
-    Where the scores are a plain product of queries and table, value and gradient come from one fused operation that
-    holds the (B, V) probabilities once and writes the table's gradient where the optimizer reads it. So it is where the
-    model has a fused operation of its own (`softmax_loss`: target attention). Elsewhere it is
+    Where the scores are a product of queries with the rows of the table, or with the rows scaled to length 1, value and
+    gradient come from one fused operation that writes the table's gradient where the optimizer reads it. So they do
+    where the model has a fused operation of its own (`softmax_loss`: target attention). Elsewhere it is
     `torch.nn.functional.cross_entropy`.
 
     Args:
-        precision: "fp32", or "bf16": the three large products and the softmax in bfloat16, parameters and sums in
-            float32.
-        form: "kept" (`table.LinearSoftmax`), "chunked" (`torch.nn.functional.linear_cross_entropy`, which never holds
-            (B, V) scores), "plain" (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of
-            scores and "chunked" beyond, as measured by `sbr bench --softmax`.
+        precision: "fp32", or "bf16": the large products in bfloat16, parameters and sums in float32.
+        form: "kept" (`table.LinearSoftmax`: (B, V) probabilities once), "blocked" (`blocked_softmax`, which never holds
+            (B, V) scores), "chunked" (`torch.nn.functional.linear_cross_entropy`, which does not either), "plain"
+            (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores and "blocked" beyond
+            and for rows of length 1, as measured by `sbr bench --softmax`.
 
     Raises:
-        ValueError: on an unknown precision or form, or bf16 in another form than "kept".
+        ValueError: on an unknown precision or form, or bf16 in another form than "kept" and "blocked".
 
     Source: specs of SR-GNN and of every full-softmax system; the papers' binary cross-entropy is used by no public
         code.
@@ -74,28 +81,42 @@ class FullSoftmax:
     def __init__(self, precision: str = "fp32", form: str = "auto"):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
-        if form not in ("auto", "kept", "chunked", "plain"):
-            raise ValueError(f"form is 'auto', 'kept', 'chunked' or 'plain', got {form!r}")
+        if form not in FORMS:
+            raise ValueError(f"form is 'auto', 'kept', 'blocked', 'chunked' or 'plain', got {form!r}")
         if precision == "bf16" and form in ("chunked", "plain"):
-            raise ValueError(f"precision='bf16' is written for form='kept', not for form={form!r}")
+            raise ValueError(f"precision='bf16' is written for form='kept' and 'blocked', not for form={form!r}")
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self.form, self.linear_softmax = form, LinearSoftmax()
 
     def __call__(self, scores: Scores, target: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """Mean loss of the batch."""
-        pair = None if self.form == "plain" else scores.linear()
-        if pair is None:
-            own = None if self.form == "plain" else scores.softmax_loss(target, self.dtype, self.linear_softmax.buffers)
-            if own is None and self.dtype is not None:
-                raise ValueError(
-                    "precision='bf16' wants a model whose scores are a plain product, or with a softmax of its own; "
-                    "use 'fp32'"
-                )
-            return F.cross_entropy(scores(), target) if own is None else own
-        query, table = pair
-        large = len(query) * len(table) * 4 > KEPT_BYTES
-        if self.form == "chunked" or (self.form == "auto" and large and self.dtype is None):
+        if self.form == "plain":
+            return F.cross_entropy(scores(), target)
+        pair = scores.linear()
+        if pair is not None:
+            return self.product(*pair, target)
+        pair = scores.directions()
+        if pair is not None:
+            return blocked_softmax(*pair, target, self.dtype, self.linear_softmax.buffers, unit=True)
+        own = scores.softmax_loss(target, self.dtype, self.linear_softmax.buffers)
+        if own is None and self.dtype is not None:
+            raise ValueError(
+                "precision='bf16' wants a model whose scores are a plain product, or with a softmax of its own; "
+                "use 'fp32'"
+            )
+        return F.cross_entropy(scores(), target) if own is None else own
+
+    def product(
+        self, query: Float[Tensor, "B D"], table: Float[Tensor, "rows D"], target: Int[Tensor, "B"]
+    ) -> Float[Tensor, ""]:
+        """Mean loss of a plain product."""
+        form = self.form
+        if form == "auto":
+            form = "blocked" if len(query) * len(table) * 4 > KEPT_BYTES else "kept"
+        if form == "chunked":
             return F.linear_cross_entropy(query, table[:-1], target, options=CHUNKS)
+        if form == "blocked":
+            return blocked_softmax(query, table, target, self.dtype, self.linear_softmax.buffers)
         return self.linear_softmax(query, table, target, self.dtype)
 
 
@@ -106,6 +127,11 @@ LOSSES: dict[str, type] = {
     "top1": TOP1,
     "top1-max": TOP1Max,
     "bpr-max": BPRMax,
+    "negative-sampling": NegativeSampling,
+    "triplet": Triplet,
+    "sampled-softmax": SampledSoftmax,
+    "in-batch": InBatchSoftmax,
+    "gbce": GBCE,
 }
 GIVEN = ("precision", "counts", "seed", "batch_size")  # what a loss gets from the run, not from loss_arguments
 
@@ -121,20 +147,23 @@ def make_loss(model: torch.nn.Module, config: TrainConfig, train: Windows):
     """
     if config.loss not in LOSSES:
         raise ValueError(f"there is no loss {config.loss!r}; the losses are {', '.join(LOSSES)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} counts instead of training by a loss: call its fit(sessions)")
     if model.needs_all_items and not LOSSES[config.loss].full_catalogue:
         raise ValueError(
             f"loss={config.loss!r} asks for the scores of some items, but {type(model).__name__} normalises its scores "
             "over all of them: use loss='full'"
         )
     loss = LOSSES[config.loss]
-    known = [name for name in inspect.signature(loss).parameters if name not in GIVEN]
+    taken = inspect.signature(loss).parameters
+    known = [name for name in taken if name not in GIVEN]
     for name in config.loss_arguments:
         if name not in known:
             raise ValueError(f"loss={config.loss!r} has no argument {name!r}; it has {', '.join(known)}")
     given = {"precision": config.precision}
     if not loss.full_catalogue:
         given |= {"counts": click_counts(train), "seed": config.seed, "batch_size": config.batch_size}
-    return loss(**given, **config.loss_arguments)
+    return loss(**{name: value for name, value in given.items() if name in taken}, **config.loss_arguments)
 
 
 def least_rows(loss: object) -> int:

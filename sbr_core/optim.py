@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from sbr_core.adagrad import Adagrad
-from sbr_core.config import TrainConfig
+from sbr_core.agc import agc
+from sbr_core.config import TABLE_L2, TrainConfig
+from sbr_core.rowwise import TABLE_OPTIMIZERS
 
 
 def make_optimizers(
@@ -16,9 +18,11 @@ def make_optimizers(
     sparse_table: bool = False,
     optimizer: str = "adam",
     momentum: float = 0.0,
+    table_optimizer: str = "auto",
+    table_l2: str = "all",
 ) -> list[torch.optim.Optimizer]:
-    """The named optimizer for everything, or SparseAdam for tables that are only looked up and the named one for the
-    rest. Adagrad does both itself.
+    """The named optimizer for everything, or an optimizer of rows for tables that are only looked up and the named one
+    for the rest. Adagrad does both itself.
 
     Args:
         model: its item table, if it has one, is the parameter named ``table``; its ``looked_up`` names further tables
@@ -29,26 +33,45 @@ def make_optimizers(
         sparse_table: the loss touches only looked-up rows of the table.
         optimizer: "adam", "adamw" or "adagrad" (`adagrad.Adagrad`, which has no l2).
         momentum: of Adagrad.
+        table_optimizer: for the tables that are only looked up: "auto" (SparseAdam) or a name of
+            `rowwise.TABLE_OPTIMIZERS`. The row-wise ones also take the table of a full softmax.
+        table_l2: "all" rows decay, or only those "touched" by a step, see `rowwise.named_rows`.
 
     Raises:
-        ValueError: if l2 is asked for a sparse table: SparseAdam never sees the rows that decay alone would move.
+        ValueError: if l2 is asked for all rows of a sparse table: no optimizer sees the rows that decay alone would
+            move; or if "sparse-adam" is asked for a table whose gradient is dense.
     """
     if lr <= 0 or l2 < 0:
         raise ValueError(f"lr must be positive and l2 not negative, got lr={lr} and l2={l2}")
+    if table_optimizer not in ("auto", *TABLE_OPTIMIZERS) or table_l2 not in TABLE_L2:
+        raise ValueError(
+            f"table_optimizer is 'auto' or one of {', '.join(TABLE_OPTIMIZERS)}, and table_l2 {' or '.join(TABLE_L2)}; "
+            f"got {table_optimizer!r} and {table_l2!r}"
+        )
     if optimizer == "adagrad":
+        if table_optimizer != "auto":
+            raise ValueError(
+                f"optimizer='adagrad' moves the tables itself: leave table_optimizer={table_optimizer!r} out"
+            )
         if l2:
             raise ValueError(f"optimizer='adagrad' is written without l2, got l2={l2}: set l2=0")
         return [Adagrad(model.parameters(), lr, momentum)]
-    names = {"table"} if sparse_table else set()
-    names |= set(getattr(model, "looked_up", ()))
-    if names and l2:
+    if table_optimizer == "sparse-adam" and not sparse_table:
         raise ValueError(
-            f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0"
-            + (" or use a full softmax" if names == {"table"} else "")
+            "table_optimizer='sparse-adam' wants a sparse gradient of the item table, and a full softmax touches all "
+            "of its rows: use a sampled loss, or table_optimizer='auto'"
+        )
+    names = {"table"} if sparse_table or table_optimizer != "auto" else set()
+    names |= set(getattr(model, "looked_up", ()))
+    if names and l2 and table_l2 == "all" and (sparse_table or names != {"table"}):
+        raise ValueError(
+            f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0, or table_l2='touched'"
+            + (", or use a full softmax" if names == {"table"} else "")
         )
     sparse = [p for name, p in model.named_parameters() if name in names]
     dense = [p for name, p in model.named_parameters() if name not in names]
-    optimizers = [torch.optim.SparseAdam(sparse, lr=lr)] if sparse else []
+    kind = TABLE_OPTIMIZERS["sparse-adam" if table_optimizer == "auto" else table_optimizer]
+    optimizers = [kind(sparse, lr=lr, l2=l2)] if sparse else []
     return optimizers + ([_dense(dense, lr, l2, optimizer)] if dense else [])
 
 
@@ -64,10 +87,25 @@ def _dense(parameters: list[nn.Parameter], lr: float, l2: float, optimizer: str)
 
 def make_clip(model: nn.Module, config: TrainConfig) -> Callable[[], None] | None:
     """What is done to the gradients before the optimizers step, in place; None for nothing."""
+    if config.agc != "off":
+        return agc(model, config.agc)
     if config.clip_grad is None:
         return None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return lambda: torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad)
+    return lambda: _clip(parameters, config.clip_grad)
+
+
+def _clip(parameters: list[nn.Parameter], longest: float) -> None:
+    """Scale all gradients if together they are longer; of a sparse one, the rows that it names."""
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # the rows of a repeated item are added up first
+            grads.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            grads.append(parameter.grad)
+    length = torch.nn.utils.get_total_norm(grads)
+    torch._foreach_mul_(grads, (longest / (length + 1e-6)).clamp(max=1.0))
 
 
 def learning_rate(epoch: int, lr: float, decay: float = 0.1, every: int | None = 3, offset: int = 0) -> float:

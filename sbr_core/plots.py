@@ -2,6 +2,7 @@
 
 Pictures of one session are made in `sbr_core.drawings`, the style in `sbr_core.figure_style`; both are found here too.
 """
+
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -204,6 +205,41 @@ def accuracy_against_cost(
     ax.margins(0.12, 0.12)
     ax.grid(axis="y")
     _label_points(ax, points, bold=front)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def verdict_matrix(
+    systems: Sequence[str], differences: Mapping[tuple[str, str], object], ax: Axes | None = None
+) -> Axes:
+    """Every pair of systems: the row's difference to the column, shaded where it can be told from noise.
+
+    Args:
+        systems: in the order of rows and columns, the best first.
+        differences: (row, column) -> `tables.Comparison`, for every pair with the row before the column.
+    """
+    refuse_empty(systems, "verdict_matrix")
+    ax = new_axes(ax, 1.2 + 0.38 * len(systems))
+    for i, row in enumerate(systems):
+        for j, column in enumerate(systems):
+            if j <= i:
+                continue
+            found = differences[row, column]
+            told = found.verdict != "cannot be told apart"
+            ax.add_patch(mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, color="#b9d3c3" if told else "white", ec=PALE))
+            ax.text(
+                j,
+                i,
+                f"{found.difference:+.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                weight="normal" if told else "bold",
+            )
+    ax.set_xticks(range(len(systems)), systems, rotation=90)
+    ax.set_yticks(range(len(systems)), systems)
+    ax.set(xlim=(-0.5, len(systems) - 0.5), ylim=(len(systems) - 0.5, -0.5))
+    ax.tick_params(length=0)
     return ax
 
 

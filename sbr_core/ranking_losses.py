@@ -54,8 +54,10 @@ def bpr_max(r: Float[Tensor, "B K"], penalty: float = 1.0) -> Float[Tensor, "B"]
 
 
 def hardness(r: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Softmax over the candidates that are not the truth; 0 for the truth."""
-    return r.diagonal_scatter(r.new_full((len(r),), float("-inf"))).softmax(1)
+    """Softmax over the candidates that are not the truth; 0 for the truth, and for all where the truth is alone."""
+    others = r.diagonal_scatter(r.new_full((len(r),), float("-inf")))
+    alone = others.isneginf().all(1, keepdim=True)
+    return others.masked_fill(alone, 0.0).softmax(1).masked_fill(alone, 0.0)
 
 
 def activate(r: Float[Tensor, "B K"], name: str) -> Float[Tensor, "B K"]:

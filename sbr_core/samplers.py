@@ -3,6 +3,8 @@
 Shapes: B sessions, V items, N samples of a step, K candidates.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,6 +32,8 @@ class Negatives:
     def __init__(self, counts: Int[Tensor, "V"], size: int, alpha: float = 0.0, seed: int = 0):
         if size < 1:
             raise ValueError(f"a step draws at least one negative, got {size}")
+        if alpha < 0:
+            raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
         if not bool((counts > 0).any()):
             raise ValueError("there is nothing to draw from: no item has a click")
         self.size, self.seed, self.steps = size, seed, max(1, BLOCK // size)
@@ -53,12 +57,63 @@ class Negatives:
         return self.drawn[1][row]
 
     def _block(self, number: int) -> Int[Tensor, "steps N"]:
-        device, mixed = self.cumulative.device, 0
-        for part in (self.seed, self.epoch, number):
-            mixed = (mixed * 1_000_003 + part + 1) % 2**63
-        generator = torch.Generator(device).manual_seed(mixed)
+        device = self.cumulative.device
+        generator = torch.Generator(device).manual_seed(mixed(self.seed, self.epoch, number))
         uniform = torch.rand(self.steps, self.size, generator=generator, device=device, dtype=torch.float64)
         return torch.searchsorted(self.cumulative, uniform, right=True)
+
+
+def mixed(*parts: int) -> int:
+    """One seed for a generator from several numbers."""
+    total = 0
+    for part in parts:
+        total = (total * 1_000_003 + part + 1) % 2**63
+    return total
+
+
+class Noise:
+    """Items drawn with replacement, in any shape: uniform over the catalogue, or :math:`P(i) \\propto c_i^\\alpha`.
+
+    The draws of a step depend on seed, epoch and step alone. Uniform noise reaches every item, also those that nobody
+    has clicked, and keeps nothing that is as long as the catalogue.
+
+    Args:
+        counts: (V,) training clicks of every item; with alpha > 0, an item without any is never drawn.
+        alpha: 0 is uniform, 1 is popularity.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if alpha is negative or not finite, or there is nothing to draw from.
+
+    Source: specs of the scalable losses, section 10.4; word2vec's alpha is 0.75.
+    """
+
+    def __init__(self, counts: Int[Tensor, "V"], alpha: float = 0.0, seed: int = 0):
+        self.num_items, self.device, self.seed, self.negatives = len(counts), counts.device, seed, None
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
+        if alpha:
+            self.negatives = Negatives(counts, 1, alpha, seed)
+        self.seek(0, 0)
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Go to a step of an epoch; the next `draw` is that step's."""
+        self.epoch, self.step = epoch, step
+
+    def draw(self, *shape: int) -> Int[Tensor, "*shape"]:
+        """The items of this step; the next call gives those of the next one."""
+        generator = torch.Generator(self.device).manual_seed(mixed(self.seed, self.epoch, self.step))
+        self.step += 1
+        if self.negatives is None:
+            return torch.randint(self.num_items, shape, generator=generator, device=self.device)
+        uniform = torch.rand(shape, generator=generator, device=self.device, dtype=torch.float64)
+        return torch.searchsorted(self.negatives.cumulative, uniform, right=True)
+
+    def log_q(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """log P of these items."""
+        if self.negatives is None:
+            return torch.full(ids.shape, -math.log(self.num_items), device=self.device)
+        return self.negatives.log_q[ids]
 
 
 def click_counts(windows: Windows) -> Int[Tensor, "V"]:

@@ -12,6 +12,10 @@ EXPECTED = {
         "items_in_test": 21_131, "test_items_unknown": 0, "test_targets_unknown": 0,
         "longest_input_train": 69, "longest_input_test": 40,
     },
+    "diginetica_lessr": {
+        "items": 42_596, "test_sessions": 15_955, "test_clicks": 76_149, "test_examples": 60_194,
+        "test_items_unknown": 0, "test_targets_unknown": 0,
+    },
     "yoochoose1_64": {
         "train_sessions": 116_167, "train_clicks": 486_026, "train_examples": 369_859, "items": 37_483,
         "items_in_train": 17_376, "test_sessions": 15_324, "test_clicks": 71_222, "test_examples": 55_898,
@@ -39,6 +43,7 @@ CUP = "train-item-views.csv, from the CIKM Cup 2016 Track 2 data (after signing 
 MELI = "train_dataset.jl.gz, from the MeLi Data Challenge 2020 (after signing in to the competition's page)"
 RAW = {  # name: (reader, protocol, where its file comes from); the file's name is the first word
     "diginetica": (readers.read_diginetica, PROTOCOLS["srgnn"], CUP),
+    "diginetica_lessr": (readers.read_diginetica, PROTOCOLS["lessr"], CUP),
     "yoochoose1_64": (readers.read_yoochoose, replace(YOOCHOOSE, fraction=64), CHALLENGE),
     "yoochoose1_4": (readers.read_yoochoose, replace(YOOCHOOSE, fraction=4), CHALLENGE),
     "yoochoose1_64_dgtn": (readers.read_yoochoose, YOOCHOOSE_DGTN, CHALLENGE),

@@ -7,12 +7,15 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import product
 
 import torch
 
 from sbr_core import datasets
-from sbr_core.bench import bench_softmax
+from sbr_core.bench import bench_softmax, bench_training
+from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
+from sbr_core.models import build
 from sbr_core.sessions import Sessions
 
 # What a model may be given of an input: the less it is told, the more inputs look alike.
@@ -89,6 +92,21 @@ def collision_study(names: list[str]) -> dict:
 def softmax_study(sizes: tuple[int, ...] = (1_000, 4_000, 20_000, 43_097, 100_000)) -> dict:
     """Time of the full softmax in its forms against the size of the catalogue."""
     return {"softmax": [bench_softmax(size) for size in sizes]}
+
+
+def every_position_study(names: list[str], steps: int = 25) -> dict:
+    """Speed of a Transformer trained on prefixes one by one and on whole sessions, with one and with two blocks."""
+    rows = []
+    for name in names:
+        dataset = datasets.load(name)
+        for blocks, batches in product((1, 2), ("examples", "every-position")):
+            torch.manual_seed(0)
+            model = build("transformer", dataset.num_items, positions="start", blocks=blocks)
+            config = TrainConfig(max_len=50, batches=batches)
+            found = bench_training(model, config.examples(dataset.train), config, steps)
+            row = {"dataset": name, "items": dataset.num_items, "blocks": blocks, "batches": batches}
+            rows.append(row | found)
+    return {"every_position": rows}
 
 
 def speed_study(models: list[str], names: list[str], steps: int = 20) -> list[dict]:

@@ -72,9 +72,7 @@ def make_order(train: Windows, config: TrainConfig, epoch: int, least_rows: int 
         return chronological_order(train, config.batch_size)
     if config.batches == "every-position":
         return session_order(train, config.batch_size, config.seed, epoch, config.block)
-    return parallel_order(
-        train, config.batch_size, config.seed, epoch, least=least_rows, **config.batches_arguments
-    )
+    return parallel_order(train, config.batch_size, config.seed, epoch, least=least_rows, **config.batches_arguments)
 
 
 def fit(

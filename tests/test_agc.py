@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sbr_core.agc import agc, clip_gradients, units
+from sbr_core.agc import MODES, agc, clip_gradients, units
+from sbr_core.config import CHOICES, TrainConfig
+from sbr_core.optim import make_clip
 
 SHAPES = [(3, 5), (7,), (4, 2, 3), (1, 6), (), (2, 2)]
 
@@ -145,3 +147,16 @@ def test_a_sparse_gradient_is_refused():
     nn.functional.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
     with pytest.raises(ValueError, match="a sampled loss has a sparse one: use loss='full'"):
         clip_gradients([table], "sbr_inverted_axis0")
+
+
+def test_the_configuration_of_a_run_names_the_mode():
+    assert CHOICES["agc"] == MODES and make_clip(Small(), TrainConfig()) is None
+    with pytest.raises(ValueError, match="agc is off or nfnet or sbr_inverted_axis0, got 'on'"):
+        TrainConfig(agc="on")
+    with pytest.raises(ValueError, match="clip_grad=1.0 and agc='nfnet' both clip"):
+        TrainConfig(agc="nfnet", clip_grad=1.0)
+    model = Small()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    make_clip(model, TrainConfig(agc="nfnet"))()
+    torch.testing.assert_close(model.map.weight.grad.norm(dim=1), 0.01 * model.map.weight.detach().norm(dim=1))

@@ -155,3 +155,11 @@ def test_chronological_batches_follow_the_log():
         read += list(zip(inputs, batch.target.tolist(), strict=True))
     assert read == as_lists(windows)
     assert order.widths == [max(windows.lengths[i : i + 8].tolist()) for i in range(0, len(windows), 8)]
+
+
+def test_a_gathered_batch_knows_the_sessions_of_its_rows_and_a_typed_one_does_not(toy_sessions):
+    windows, index = toy_sessions.prefixes(), torch.tensor([9, 0, 4])
+    batch = gather(windows, index)
+    assert batch.session.tolist() == [windows.session[i].item() for i in index]
+    assert torch.equal(batch.to("cpu").session, batch.session)
+    assert Batch.of([[1, 2]], 7).session is None and Batch.of([[1, 2]], 7).to("cpu").session is None

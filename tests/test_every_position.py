@@ -14,6 +14,7 @@ from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.srgnn import SRGNN
 from sbr_core.models.transformer import Transformer
 from sbr_core.sessions import Sessions
+from sbr_core.studies import every_position_study
 from sbr_core.train import fit
 
 V = 30
@@ -275,3 +276,11 @@ def test_what_cannot_be_trained_so_is_refused(model, change, message):
     config = TrainConfig(**CONFIG | change)
     with pytest.raises(ValueError, match=message):
         fit(model(), config.examples(random_sessions(60)), config, progress=False)
+
+
+def test_the_study_measures_both_forms_at_one_and_two_blocks():
+    rows = every_position_study(["demo"], steps=1)["every_position"]
+    forms = [(row["blocks"], row["batches"]) for row in rows]
+    assert forms == [(1, "examples"), (1, "every-position"), (2, "examples"), (2, "every-position")]
+    assert {(row["dataset"], row["items"], row["steps"]) for row in rows} == {("demo", 280, 1)}
+    assert all(row["examples_per_second"] > 0 for row in rows)

@@ -4,6 +4,7 @@ import pytest
 
 from sbr_core.models import MODELS, build
 from sbr_core.recipes import RECIPES, Recipe, recipe
+from sbr_core.sources import RAW
 from sbr_core.train import TrainConfig
 
 
@@ -46,3 +47,24 @@ def test_elsewhere_a_system_has_its_recipe_of_yoochoose(dataset):
 
 def test_a_system_without_a_recipe_has_the_defaults():
     assert recipe("pop", "demo") == Recipe("pop", {}, TrainConfig(), "defaults of the package")
+
+
+@pytest.mark.parametrize("dataset", ["diginetica", "diginetica_lessr", "yoochoose1_64"])
+def test_lessr_as_its_code(dataset):
+    found = recipe("lessr", dataset)
+    assert found.arguments == {"dim": 32, "layers": 4, "dropout": 0.2}
+    assert (found.config.batch_size, found.config.lr, found.config.lr_every) == (512, 1e-3, None)
+    assert (found.config.optimizer, found.config.l2) == ("adamw", 1e-4)
+
+
+@pytest.mark.parametrize("dataset", ["diginetica", "yoochoose1_64", "yoochoose1_64_dgtn"])
+def test_dgtn_trained_as_its_code_in_the_form_of_the_paper(dataset):
+    found = recipe("dgtn", dataset)
+    assert (found.arguments["dim"], found.arguments["k"], found.arguments["threshold"]) == (100, 120, 0.5)
+    assert (found.arguments["inter"], found.arguments["fusion"]) == ("sgc", "affine")
+    config = found.config
+    assert (config.batch_size, config.lr, config.lr_decay, config.lr_every, config.l2) == (128, 1e-3, 0.1, 3, 1e-5)
+
+
+def test_every_recipe_is_for_a_dataset_that_has_a_name():
+    assert {dataset for _, dataset in RECIPES} <= {"demo", *RAW}

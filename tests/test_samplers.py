@@ -46,11 +46,15 @@ def test_seeds_epochs_and_steps_differ(monkeypatch):
 
 
 def test_the_last_item_can_be_drawn_and_items_behind_it_cannot(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, **more: torch.tensor([[0.0, 0.2, 1 - 1e-12]], dtype=torch.float64))
+    monkeypatch.setattr(
+        torch, "rand", lambda *shape, **more: torch.tensor([[0.0, 0.2, 1 - 1e-12]], dtype=torch.float64)
+    )
     assert Negatives(COUNTS, 3).draw().tolist() == [1, 1, 5]  # of items 1, 2, 4, 5, a quarter each
 
 
-@pytest.mark.parametrize("size, counts, message", [(0, COUNTS, "at least one negative, got 0"), (3, COUNTS * 0, "no item")])
+@pytest.mark.parametrize(
+    "size, counts, message", [(0, COUNTS, "at least one negative, got 0"), (3, COUNTS * 0, "no item")]
+)
 def test_nothing_to_draw_is_refused(size, counts, message):
     with pytest.raises(ValueError, match=message):
         Negatives(counts, size)
@@ -70,5 +74,8 @@ def test_clicks_are_counted_once_each(part):
 
 def test_accidental_hits_of_shared_and_of_own_candidates():
     target = torch.tensor([3, 1])
-    assert accidental_hits(torch.tensor([3, 1, 3, 0]), target).tolist() == [[True, False, True, False], [False, True, False, False]]
+    assert accidental_hits(torch.tensor([3, 1, 3, 0]), target).tolist() == [
+        [True, False, True, False],
+        [False, True, False, False],
+    ]
     assert accidental_hits(torch.tensor([[0, 3], [3, 2]]), target).tolist() == [[False, True], [False, False]]

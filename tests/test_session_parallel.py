@@ -113,7 +113,9 @@ def test_a_part_of_a_log_gives_its_own_sessions():
     assert steps_of(parallel_order(windows, 5), windows) == schedule_loop([late[i] for i in range(30)], 5)
 
 
-@pytest.mark.parametrize("change", [lambda s: s.suffixes(), lambda s: s.prefixes().last(2), lambda s: s.prefixes().first(2)])
+@pytest.mark.parametrize(
+    "change", [lambda s: s.suffixes(), lambda s: s.prefixes().last(2), lambda s: s.prefixes().first(2)]
+)
 def test_examples_that_are_not_whole_sessions_are_refused(change):
     with pytest.raises(ValueError, match="wants augmentation='prefix' and max_len=None"):
         parallel_order(change(random_sessions(20)), 4)

@@ -1,6 +1,7 @@
 """Every system of the book under the name that the papers give it, in lower case."""
 
 import inspect
+from collections.abc import Callable
 
 from torch import nn
 
@@ -54,12 +55,16 @@ MODELS: dict[str, type[nn.Module]] = {
 def build(name: str, num_items: int, /, **arguments) -> nn.Module:
     """The model called `name` for a catalogue of `num_items`, with its constructor's `arguments`.
 
+    Every neural model also takes ``similarity``, ``normalise`` and ``scale``, see `base.SessionModel.compare_by`.
+
     Raises:
         ValueError: if there is no such model, or it has no such argument, or the argument is of another type.
     """
     if name not in MODELS:
         raise ValueError(f"there is no model {name!r}; the models are {', '.join(MODELS)}")
-    known = {key: p.annotation for key, p in inspect.signature(MODELS[name]).parameters.items() if key != "num_items"}
+    known = _arguments(MODELS[name])
+    comparison = _arguments(SessionModel.compare_by) if issubclass(MODELS[name], SessionModel) else {}
+    known |= comparison
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}; it has {', '.join(known) or 'none'}")
@@ -67,7 +72,16 @@ def build(name: str, num_items: int, /, **arguments) -> nn.Module:
             arguments[key] = float(value)
         elif not isinstance(value, known[key]):
             raise ValueError(f"{name}: {key} is {getattr(known[key], '__name__', known[key])}, got {value!r}")
-    return MODELS[name](num_items, **arguments)
+    model = MODELS[name](num_items, **{key: value for key, value in arguments.items() if key not in comparison})
+    if comparison:
+        model.compare_by(**{key: value for key, value in arguments.items() if key in comparison})
+    return model
+
+
+def _arguments(function: Callable) -> dict:
+    """Name and annotation of what a constructor or method takes from the user."""
+    taken = inspect.signature(function).parameters.items()
+    return {key: parameter.annotation for key, parameter in taken if key not in ("self", "num_items")}
 
 
 __all__ = ["MODELS", "CountingModel", "SessionModel", "build", *sorted(cls.__name__ for cls in MODELS.values())]

@@ -9,19 +9,25 @@ from torch import Tensor, nn
 
 from sbr_core.batches import Batch
 from sbr_core.sessions import Sessions
+from sbr_core.similarity import SIMILARITIES, compare, search_items, search_query, unit
 from sbr_core.table import Buffers, lookup
+
+SPHERE_SCALE = 16.0  # of products on the unit sphere: e^16 is enough to give one of some 10^5 items half the softmax
 
 
 class SessionModel(nn.Module):
     """A neural model: a query vector per session, scored against the item table by a dot product.
 
     Subclasses define ``encode(batch) -> query (B, D)``, and override `score` only if one query vector cannot serve all
-    candidates. Losses and evaluation see ``score`` alone.
+    candidates. Losses and evaluation see ``score`` alone. `compare_by` puts another similarity in the place of the
+    product.
 
     Args:
         num_items: V.
         dim: D, width of the item vectors.
     """
+
+    plain_product = True  # False: a score is more than one query vector against one row; `compare_by` is refused
 
     needs_all_items = False  # True: the scores are normalised over the catalogue, sampled losses are refused
     carries_state = False  # True: session-parallel batches are read, with ``carry(slots)`` called before the first
@@ -34,6 +40,34 @@ class SessionModel(nn.Module):
             raise ValueError(f"num_items and dim must be at least 1, got {num_items} and {dim}")
         self.num_items, self.dim = num_items, dim
         self.table = nn.Parameter(torch.empty(num_items + 1, dim))
+        self.similarity, self.normalise, self.scale = "dot", False, 1.0
+
+    def compare_by(self, similarity: str = "dot", normalise: bool = False, scale: float | None = None) -> None:
+        """Say what a score is; `models.build` calls it with its arguments of these names.
+
+        Args:
+            similarity: "dot", "distance" or "squared-distance": the product, or minus the distance.
+            normalise: both sides are scaled to length 1, only when they are compared: what `encode` reads is not.
+            scale: tau, the score is tau times the similarity; None is 16 for products on the unit sphere, which would
+                otherwise lie between -1 and 1, and 1 for all else.
+
+        Raises:
+            ValueError: naming the argument that is out of range, or the two settings that exclude each other.
+
+        Source: specs of the scalable losses, sections 10.1 and 10.4.
+        """
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity is one of {', '.join(SIMILARITIES)}, got {similarity!r}")
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        if not self.plain_product and (similarity != "dot" or normalise or scale not in (None, 1.0)):
+            setting = f"similarity={similarity!r}" if similarity != "dot" else "normalise" if normalise else "scale"
+            raise ValueError(
+                f"{setting} wants scores that are one query vector against the item table, and those of this "
+                f"{type(self).__name__} are not: leave similarity, normalise and scale out"
+            )
+        self.similarity, self.normalise = similarity, normalise
+        self.scale = scale or (SPHERE_SCALE if normalise and similarity == "dot" else 1.0)
 
     def prepare(self, train: Sessions) -> None:
         """Take from the training sessions what the model wants to know of them, before it is trained.
@@ -70,18 +104,43 @@ class SessionModel(nn.Module):
 
     def score(self, query: Float[Tensor, "B D"], ids: Tensor | None = None) -> Float[Tensor, "B K"]:
         """Scores of all items (ids None), of K shared candidates (ids (K,)), or of K candidates each (ids (B, K))."""
-        if ids is None:
-            return query @ self.table[:-1].T  # (B, V)
-        if ids.ndim == 1:
-            return query @ self.embed(ids).T  # (B, K)
-        return torch.einsum("bd,bkd->bk", query, self.embed(ids))  # (B, K)
+        query, items = self._side(query), self._side(self.table[:-1] if ids is None else self.embed(ids))
+        if self.similarity == "dot":
+            return compare(query if self.scale == 1 else query * self.scale, items)
+        return self.scale * compare(query, items, self.similarity)
+
+    def _side(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """One side of the comparison."""
+        return unit(x) if self.normalise else x
 
     def linear(self, query: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor] | None:
         """(query, table) if the scores of all items are their plain product: lets a loss fuse product and softmax.
 
         A subclass that overrides `score` returns None.
         """
-        return query, self.table
+        if self.similarity != "dot" or self.normalise:
+            return None
+        return query if self.scale == 1 else query * self.scale, self.table
+
+    def directions(self, query: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor] | None:
+        """(query, table) if the scores are, up to a constant, the product of the query and the rows scaled to length 1;
+        None where they are not.
+
+        On the sphere the squared distance is 2 minus twice the product.
+        """
+        if not self.normalise or self.similarity == "distance":
+            return None
+        return self._side(query) * (self.scale if self.similarity == "dot" else 2 * self.scale), self.table
+
+    def search_items(self) -> Float[Tensor, "V W"] | None:
+        """Vectors of all items whose plain products with `search_query` rank them as `score` does, for evaluation and
+        for an index; None where no such vectors exist."""
+        table = self.table.detach()[:-1]
+        return search_items(table, self.similarity, self.normalise) if self.plain_product else None
+
+    def search_query(self, query: Float[Tensor, "B D"]) -> Float[Tensor, "B W"]:
+        """See `search_items`."""
+        return search_query(query, self.similarity, self.normalise)
 
     def softmax_loss(
         self, query: object, target: Int[Tensor, "B"], dtype: torch.dtype | None, buffers: Buffers

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sbr_core.batches import Batch
 from sbr_core.layers import last, take, uniform_
 from sbr_core.models.base import SessionModel
+from sbr_core.models.retrieval import MergedGraph, Neighbours, SessionIndex, index_sessions, merge, propagate, retrieve
 from sbr_core.models.srgnn import SoftAttention
 from sbr_core.multigraph import Multigraph
-from sbr_core.models.retrieval import MergedGraph, Neighbours, SessionIndex, index_sessions, merge, propagate, retrieve
 from sbr_core.sessions import Sessions
 
 FUSIONS = ("affine", "max", "mean", "gate", "gru", "concat", "intra", "inter")

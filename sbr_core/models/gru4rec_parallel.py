@@ -75,7 +75,7 @@ class GRU4Rec2018(SessionModel):
             the one that is carried on.
 
     Shapes:
-        batch.items (B, L) -> query (B, H + 1): the state, and a 1 that meets the item's bias, the last column of the table
+        batch.items (B, L) -> query (B, H + 1): the state, and a 1 that meets the bias in the last column of the table
 
     Raises:
         ValueError: naming the argument that is out of range, or the two that exclude each other.
@@ -88,6 +88,7 @@ class GRU4Rec2018(SessionModel):
     """
 
     carries_state = True
+    plain_product = False  # the last column of the table is a bias, no coordinate
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ Shapes: B sessions, L positions (= node slots), W width of the node vectors in a
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,46 +12,11 @@ from sbr_core.additive import additive_energy, masked_softmax
 from sbr_core.batches import Batch
 from sbr_core.models.base import SessionModel
 from sbr_core.multigraph import InLists, Multigraph
+from sbr_core.norms import NodeNorm
 
 AGGREGATORS = ("gru", "mean", "sum")
 SGAT_GRAPHS = ("shortcut", "ordinary", "off")
 CLIPS = ("table", "forward", "off")
-
-
-class NodeNorm(nn.Module):
-    """Batch normalisation whose statistics are those of some rows only: the real nodes of a batch.
-
-    Args:
-        width: W.
-        momentum: weight of the present batch in the running statistics.
-        eps: added to the variance.
-
-    Shapes:
-        x (..., W), real (...) -> (..., W); rows that are not real are normalised too, but count for nothing
-    """
-
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
-
-    def forward(self, x: Float[Tensor, "*rows W"], real: Bool[Tensor, "*rows"]) -> Float[Tensor, "*rows W"]:
-        """The rows, normalised by their batch in training and by the running statistics otherwise."""
-        mean, var = self._statistics(x, real) if self.training else (self.running_mean, self.running_var)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul(self.bias - mean * scale, x, scale)
-
-    def _statistics(self, x: Tensor, real: Tensor) -> tuple[Float[Tensor, "W"], Float[Tensor, "W"]]:
-        rows, weight = x.flatten(0, -2), real.flatten().to(x.dtype)
-        count = weight.sum()
-        mean = weight @ rows / count
-        var = weight @ (rows - mean).square() / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
-        return mean, var
 
 
 class PReLU(nn.PReLU):
@@ -260,6 +225,7 @@ class LESSR(SessionModel):
             if value not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")
         self.dense, self.clip = dense, clip
+        self.plain_product = clip != "forward"
         widths = [dim * (layer + 1) if dense else dim for layer in range(layers + 1)]
         self.layers = nn.ModuleList(
             EOPA(width, dim, dropout, aggregator)
@@ -297,7 +263,7 @@ class LESSR(SessionModel):
 
     def linear(self, query: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor] | None:
         """(query, table), or None with ``clip="forward"``, where the scores are products with other vectors."""
-        return None if self.clip == "forward" else (query, self.table)
+        return None if self.clip == "forward" else super().linear(query)
 
 
 def clipped(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:

@@ -94,6 +94,7 @@ class RepeatNet(SessionModel):
     """
 
     needs_all_items = True
+    plain_product = False
 
     def __init__(self, num_items: int, dim: int = 100, dropout: float = 0.5, mode_loss: float = 0.0):
         super().__init__(num_items, dim)

@@ -139,5 +139,5 @@ def merge(
 
 def propagate(graph: MergedGraph, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
     """The weighted sum over the edges into every node."""
-    weight = graph.weight.to(x.dtype)
-    return F.embedding_bag(graph.source, x, graph.begin, mode="sum", per_sample_weights=weight, include_last_offset=True)
+    w = graph.weight.to(x.dtype)
+    return F.embedding_bag(graph.source, x, graph.begin, mode="sum", per_sample_weights=w, include_last_offset=True)

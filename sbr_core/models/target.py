@@ -27,6 +27,8 @@ class TargetModel(SessionModel):
     Subclasses have a ``graph`` (`srgnn.GatedGraph`, or None) and an ``edge_weight``.
     """
 
+    plain_product = False
+
     def __init__(
         self, num_items: int, dim: int, null_slots: str | int, pad_to_train: int | None, pad_to_test: int | None
     ):

@@ -14,6 +14,7 @@ from sbr_core.evaluate import evaluate
 from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.csrm import CSRM, SessionMemory
 from sbr_core.optim import make_optimizers
+from sbr_core.recipes import recipe
 from sbr_core.train import fit, train_step
 
 V, D = 9, 4
@@ -339,3 +340,13 @@ def test_the_initialisation_is_the_public_codes():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CSRM(V, D, **arguments)
+
+
+@pytest.mark.parametrize("dataset", ["yoochoose1_64", "diginetica"])
+def test_the_recipe_is_the_public_codes(dataset):
+    found = recipe("csrm", dataset)
+    model, config = CSRM(V, **found.arguments), found.config
+    assert (model.dim, model.neighbours, len(model.memory.rows), model.strength) == (100, 512, 10_000, 1.0)
+    assert (model.layer_norm, model.memory_at_test, model.input_dropout.p, model.dropout.p) == (True, "off", 0.25, 0.5)
+    assert (config.batch_size, config.lr, config.lr_every, config.l2) == (512, 5e-4, None, 0.0)
+    assert (config.batches, config.clip_grad) == ("chronological", None)

@@ -41,9 +41,9 @@ def test_a_step_is_one_of_gradient_descent_on_the_summed_loss(count, l2):
     for case in range(5):
         margin, decay = 0, 0
         for (left, right), index in zip(leaves, row, strict=True):
-            l, r, n = left[index[case]], right[item[case]], right[other[case]]
-            margin = margin + l @ r - l @ n
-            decay = decay + l.square().sum() + r.square().sum() + n.square().sum()
+            u, r, n = left[index[case]], right[item[case]], right[other[case]]
+            margin = margin + u @ r - u @ n
+            decay = decay + u.square().sum() + r.square().sum() + n.square().sum()
         loss = loss - F.logsigmoid(margin) + 0.5 * l2 * decay
     loss.backward()
     bpr_step(pairs, item, other, lr=0.1, l2=l2)
@@ -108,10 +108,10 @@ def fit_loop(log, kinds, dim, epochs, lr, l2, seed, batch_size, width):
                 )
                 delta = 1 - torch.sigmoid(margin)
                 for kind, old, new in zip(kinds, before, pairs, strict=True):
-                    l, v_i, v_j = old[0][rows[kind]], old[1][i], old[1][j]
-                    new[0][rows[kind]] += lr * (delta * (v_i - v_j) - l2 * l)
-                    new[1][i] += lr * (delta * l - l2 * v_i)
-                    new[1][j] += lr * (-delta * l - l2 * v_j)
+                    u_q, v_i, v_j = old[0][rows[kind]], old[1][i], old[1][j]
+                    new[0][rows[kind]] += lr * (delta * (v_i - v_j) - l2 * u_q)
+                    new[1][i] += lr * (delta * u_q - l2 * v_i)
+                    new[1][j] += lr * (-delta * u_q - l2 * v_j)
     return pairs
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toys import chain, random_sessions, same
 
-from sbr_core import train
+from sbr_core import bench, train
 from sbr_core.batches import Batch, gather
 from sbr_core.evaluate import evaluate
 from sbr_core.losses import LOSSES, Scores, make_loss
@@ -308,7 +308,9 @@ def test_every_loss_learns_the_chain(loss, arguments):
     assert evaluate(model, WINDOWS).metric("HR@1") > 90
 
 
-@pytest.mark.parametrize("batches, loss, optimizer", [("session-parallel", "full", "adamw"), ("examples", "xe", "adam")])
+@pytest.mark.parametrize(
+    "batches, loss, optimizer", [("session-parallel", "full", "adamw"), ("examples", "xe", "adam")]
+)
 @pytest.mark.parametrize("arguments", [{}, {"embedding": "none", "cell": "reset-before"}], ids=("2018", "2016"))
 def test_other_optimizers_learn_it_too_and_so_does_the_form_of_examples(batches, loss, optimizer, arguments):
     model = new_model(**arguments)
@@ -414,3 +416,13 @@ def test_combinations_without_meaning_are_refused_by_name(make, message):
 def test_every_form_is_built_by_name():
     assert build("gru4rec-2018", V, dim=4, cell="reset-before", embedding="separate").inputs.shape == (V + 1, 4)
     assert build("gru4rec-2016", V).inputs.shape == (V + 1, 300)
+
+
+def test_the_benchmark_times_steps_of_either_form(monkeypatch):
+    """Events a second follow from the median step; the floor has as many rows as the loss has candidates."""
+    shapes, mm = [], torch.mm
+    monkeypatch.setattr(bench, "_timed", lambda work, device: (work(), 4.0)[1])
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: shapes.append((*a.shape, *b.shape)) or mm(a, b, **more))
+    found = bench.bench_training(new_model(), WINDOWS, config_of(), steps=12, warmup=0)
+    assert found["examples_per_second"] == pytest.approx(8 / 4e-3) and found["mean_width"] == 1
+    assert (8, 17, 17, 14) in shapes  # 8 rows, width 16 and the bias; 8 targets and 6 samples

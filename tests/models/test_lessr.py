@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from sbr_core.batches import Batch
 from sbr_core.losses import FullSoftmax, Scores
-from sbr_core.models.lessr import EOPA, LESSR, ListGRU, NodeNorm, PReLU
+from sbr_core.models.lessr import EOPA, LESSR, ListGRU, PReLU
 from sbr_core.multigraph import Multigraph
+from sbr_core.norms import NodeNorm
 
 V, D = 9, 4
 SESSIONS = [[3], [5, 5], [1, 2, 1, 3], [1, 2, 3, 2, 4, 2], [7, 7, 7, 0, 7], [0, 1, 2, 0, 1, 2, 0, 8]]

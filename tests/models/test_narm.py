@@ -145,7 +145,9 @@ def test_without_v_the_local_half_is_the_mean_of_the_states(arguments):
     model = model_of(**arguments)
     torch.nn.init.zeros_(model.v.weight)
     assert model.attention == "softmax"
-    alpha = model.weights(torch.randn(1, 5, H).double(), torch.randn(1, H).double(), torch.tensor([[True] * 4 + [False]]))
+    alpha = model.weights(
+        torch.randn(1, 5, H).double(), torch.randn(1, H).double(), torch.tensor([[True] * 4 + [False]])
+    )
     torch.testing.assert_close(alpha, torch.tensor([[0.25] * 4 + [0.0]]).double())
 
 
@@ -226,7 +228,13 @@ def test_the_number_of_parameters_is_the_published_one():
 @pytest.mark.parametrize("arguments", [{}, CODE], ids=str)
 def test_the_initialisation_has_the_published_widths(arguments):
     model = NARM(2000, **arguments)
-    widths = {"table": math.sqrt(2 / 2001), "B": 0.2, "A1": 0.1414, "A2": 0.1414, "v": 0.1414 if not arguments else 1.414}
+    widths = {
+        "table": math.sqrt(2 / 2001),
+        "B": 0.2,
+        "A1": 0.1414,
+        "A2": 0.1414,
+        "v": 0.1414 if not arguments else 1.414,
+    }
     for name, width in widths.items():
         weight = model.table if name == "table" else getattr(model, name).weight
         assert weight.std().item() == pytest.approx(width, rel=0.25 if name == "v" else 0.03), name

@@ -11,6 +11,7 @@ from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.gru4rec import GRU4Rec
 from sbr_core.models.repeatnet import EXPLORE, REPEAT, RepeatNet, RepeatQuery, _Mixture
 from sbr_core.optim import make_optimizers
+from sbr_core.recipes import recipe
 from sbr_core.train import train_step
 
 V, D = 9, 4
@@ -314,3 +315,12 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 def test_the_scores_are_no_plain_product():
     model = model_of()
     assert model.linear(model.encode(Batch.of(SESSIONS, V))) is None and model.needs_all_items
+
+
+@pytest.mark.parametrize("dataset, epochs", [("yoochoose1_64", 14), ("diginetica", 18)])
+def test_the_recipe_is_the_public_codes(dataset, epochs):
+    found = recipe("repeatnet", dataset)
+    assert found.arguments == {"dim": 100, "dropout": 0.5} and RepeatNet(V, **found.arguments).mode_loss == 0
+    config = found.config
+    assert (config.batch_size, config.lr, config.lr_decay, config.lr_every) == (1024, 1e-3, 0.5, 3)
+    assert (config.clip_grad, config.l2, config.epochs, config.batches) == (5.0, 0.0, epochs, "examples")

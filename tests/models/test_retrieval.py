@@ -19,7 +19,9 @@ def slow_neighbours(log, session, limit, k, threshold, sample_size) -> list[tupl
     """(number, similarity), oldest first."""
     mine = set(session)
     candidates = [s for s in range(limit) if mine & set(log[s][:-1])][-sample_size:]
-    sims = [(s, round(len(mine & set(log[s][:-1])) / math.sqrt(len(mine) * len(set(log[s][:-1]))), 4)) for s in candidates]
+    sims = [
+        (s, round(len(mine & set(log[s][:-1])) / math.sqrt(len(mine) * len(set(log[s][:-1]))), 4)) for s in candidates
+    ]
     near = sorted((pair for pair in sims if pair[1] >= threshold), key=lambda pair: -pair[1])[:k]  # stable: older first
     return sorted(near)
 
