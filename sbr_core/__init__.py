@@ -2,6 +2,6 @@
 
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, on Linux: huge pages. Rows of a large table are found sooner
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch on Linux: huge pages, so large tables are read faster
 
 __version__ = "0.1.0"

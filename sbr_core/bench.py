@@ -22,7 +22,6 @@ from sbr_core.sessions import Windows
 from sbr_core.train import _update as update
 from sbr_core.train import make_order, train_step
 
-
 MANY_SCORES = 2**32  # more are not evaluated by a benchmark
 
 

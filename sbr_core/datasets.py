@@ -106,7 +106,8 @@ def load(name: str | Path, root: Path | str | None = None) -> Dataset:
 
     Args:
         name: demo; large:N (synthetic, N items); diginetica, diginetica_lessr, yoochoose1_64, yoochoose1_64_dgtn,
-            yoochoose1_4 or meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt) and test.txt.
+            yoochoose1_4 or meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt)
+            and test.txt.
         root: the folder that holds the named datasets, each in a folder of its name or as its raw file (default:
             ``$SBR_DATA``, then the cache folder, into which what has an open URL is downloaded).
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sbr_core.batches import length_order
-from sbr_core.models.base import SessionModel
 from sbr_core.sessions import Windows
 from sbr_core.table import Buffers
 
@@ -141,7 +140,8 @@ def evaluate(
 ) -> Evaluation:
     """Rank the target of every example among all items, exactly, in chunks of examples.
 
-    Memory beyond the model: `chunk` rows of V scores, fewer where they would be more than `CHUNK_SCORES`. Scores are float32 whatever the training precision.
+    Memory beyond the model: `chunk` rows of V scores, fewer where they would be more than `CHUNK_SCORES`. Scores are
+    float32 whatever the training precision.
 
     Args:
         windows: the examples, on the model's device.
@@ -181,12 +181,12 @@ def _scorer(model: nn.Module, buffers: Buffers) -> Callable[[object], Tensor]:
 
     What does not depend on the query, such as the items on the unit sphere, is computed once.
     """
-    items = model.search_items() if isinstance(model, SessionModel) else None
+    items = model.search_items() if hasattr(model, "search_items") else None
 
     def scores(query) -> Tensor:
         if items is not None:
             pair = model.search_query(query), items
-        elif isinstance(model, SessionModel) and (pair := model.linear(query)) is not None:
+        elif hasattr(model, "linear") and (pair := model.linear(query)) is not None:
             pair = pair[0], pair[1][:-1]
         else:
             return model.score(query)

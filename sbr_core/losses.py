@@ -21,7 +21,7 @@ from sbr_core.samplers import click_counts
 from sbr_core.sessions import Windows
 from sbr_core.table import Buffers, LinearSoftmax
 
-KEPT_BYTES = 2**26  # size of (B, V) float32 scores up to which they are held whole
+KEPT_BYTES = 2**27  # size of (B, V) float32 scores up to which they are held whole
 CHUNKS = torch.nn.LinearCrossEntropyOptions()
 FORMS = ("auto", "kept", "blocked", "chunked", "plain")
 

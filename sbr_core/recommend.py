@@ -5,6 +5,7 @@ Shapes: B sessions, K recommendations, V items.
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,12 @@ class Recommender:
     ):
         self.max_len, self.keep = max_len, keep
         self.model, self.item_ids, self.counts = model.eval(), np.asarray(item_ids), counts.float()
-        self.index = {item: row for row, item in enumerate(self.item_ids.tolist())}
         self.device = next(iter(model.state_dict().values())).device
+
+    @cached_property
+    def index(self) -> dict:
+        """Table row of every raw id, made when the first session is read: of millions of items it takes seconds."""
+        return {item: row for row, item in enumerate(self.item_ids.tolist())}
 
     @classmethod
     def of(cls, model: nn.Module, dataset: Dataset, max_len: int | None = None, keep: str = "last") -> "Recommender":

@@ -66,8 +66,8 @@ class RowwiseAdagrad(_Table):
     """Adagrad with one accumulator a row.
 
     .. math::
-        G_r \\leftarrow G_r + \\tfrac1D |g_r|^2, \\quad \\theta_r \\leftarrow \\theta_r - \\eta \\frac{g_r}{\\sqrt{G_r} +
-        \\epsilon}
+        G_r \\leftarrow G_r + \\tfrac1D |g_r|^2, \\quad
+        \\theta_r \\leftarrow \\theta_r - \\eta \\frac{g_r}{\\sqrt{G_r} + \\epsilon}
 
     Args:
         parameters: matrices, or groups of them, with sparse or dense gradients.
@@ -96,8 +96,8 @@ class RowwiseAdam(_Table):
     """Adam without its first moment, and with one second moment a row.
 
     .. math::
-        v_r \\leftarrow \\beta v_r + (1 - \\beta) \\tfrac1D |g_r|^2, \\quad \\theta_r \\leftarrow \\theta_r - \\eta
-        \\frac{g_r}{\\sqrt{v_r / (1 - \\beta^t)} + \\epsilon}
+        v_r \\leftarrow \\beta v_r + (1 - \\beta) \\tfrac1D |g_r|^2, \\quad
+        \\theta_r \\leftarrow \\theta_r - \\eta \\frac{g_r}{\\sqrt{v_r / (1 - \\beta^t)} + \\epsilon}
 
     As in SparseAdam, t counts all steps, and rows that a gradient does not name keep their value and their moment.
 
@@ -110,9 +110,7 @@ class RowwiseAdam(_Table):
         ValueError: naming the argument that is out of range.
     """
 
-    def __init__(
-        self, parameters: Iterable, lr: float = 1e-3, l2: float = 0.0, beta: float = 0.999, eps: float = 1e-8
-    ):
+    def __init__(self, parameters: Iterable, lr: float = 1e-3, l2: float = 0.0, beta: float = 0.999, eps: float = 1e-8):
         _check(lr, l2, eps)
         if not 0 <= beta < 1:
             raise ValueError(f"beta must lie in 0 <= beta < 1, got {beta}")
@@ -129,9 +127,10 @@ class SparseAdam(_Table):
     """Adam of the rows that the gradient names: the others keep their value and their moments.
 
     .. math::
-        m_r \\leftarrow \\beta_1 m_r + (1 - \\beta_1) g_r, \\quad v_r \\leftarrow \\beta_2 v_r + (1 - \\beta_2) g_r^2 \\\\
-        \\theta_r \\leftarrow \\theta_r - \\eta \\frac{\\sqrt{1 - \\beta_2^t}}{1 - \\beta_1^t} \\frac{m_r}{\\sqrt{v_r} +
-        \\epsilon}
+        m_r &\\leftarrow \\beta_1 m_r + (1 - \\beta_1) g_r, \\quad
+        v_r \\leftarrow \\beta_2 v_r + (1 - \\beta_2) g_r^2 \\\\
+        \\theta_r &\\leftarrow \\theta_r - \\eta \\frac{\\sqrt{1 - \\beta_2^t}}{1 - \\beta_1^t}
+        \\frac{m_r}{\\sqrt{v_r} + \\epsilon}
 
     Args:
         parameters, lr, l2, eps: as in `RowwiseAdam`.
@@ -164,9 +163,7 @@ class SparseAdam(_Table):
 
 def _check(lr: float, l2: float, eps: float) -> None:
     if lr <= 0 or l2 < 0 or eps <= 0:
-        raise ValueError(
-            f"a row-wise optimizer wants lr > 0, l2 >= 0 and eps > 0, got lr={lr}, l2={l2} and eps={eps}"
-        )
+        raise ValueError(f"a row-wise optimizer wants lr > 0, l2 >= 0 and eps > 0, got lr={lr}, l2={l2} and eps={eps}")
 
 
 TABLE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -110,5 +110,6 @@ class Run:
 
 
 def _flat(run: dict) -> dict:
-    """The identity of a run with its configuration's fields beside the others."""
-    return {key: value for key, value in run.items() if key != "config"} | run["config"]
+    """The identity of a run beside its configuration's fields; a field that it does not know had its default."""
+    defaults = {name: value for name, value in asdict(TrainConfig()).items() if name not in ("epochs", "patience")}
+    return {key: value for key, value in run.items() if key != "config"} | defaults | run["config"]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SIMILARITIES = ("dot", "distance", "squared-distance")
-NO_LENGTH = 1e-6  # a vector that is shorter has no direction
+NO_LENGTH = 1e-12  # a vector that is shorter has no direction
 NO_DISTANCE = 1e-12  # squared distance below which the distance has no gradient
 
 

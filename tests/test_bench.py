@@ -17,7 +17,7 @@ WINDOWS = SESSIONS.prefixes()  # 200 examples
 CONFIG = TrainConfig(batch_size=16, block=1)
 KEYS = {
     "step_ms", "mean_step_ms", "floor_ms", "floor_ratio", "examples_per_second", "mean_width", "batch_size",
-    "precision", "steps", "peak_rss_mb", "device", "parameters",
+    "precision", "steps", "peak_rss_mb", "device", "parameters", "loss", "table_optimizer",
 }  # fmt: skip
 
 
@@ -103,10 +103,29 @@ def test_every_form_of_the_softmax_is_timed(monkeypatch):
     monkeypatch.setattr(bench, "_timed", timed)
     found = bench.bench_softmax(50, batch_size=8, dim=4, repeats=3)
     sizes = {"num_items": 50, "batch_size": 8, "dim": 4}
-    # four forms in turn, two rounds of warm-up: the second of rounds 3, 4, 5 is the median
-    assert found == sizes | {"plain fp32": 12.0, "chunked fp32": 13.0, "kept fp32": 14.0, "kept bf16": 15.0}
+    # six forms in turn, two rounds of warm-up: the second of rounds 3, 4, 5 is the median
+    forms = ("plain fp32", "chunked fp32", "kept fp32", "kept bf16", "blocked fp32", "blocked bf16")
+    assert found == sizes | {form: 18.0 + at for at, form in enumerate(forms)}
 
 
 def test_no_steps_cannot_be_timed():
     with pytest.raises(ValueError, match="at least one step must be timed, got steps=0"):
         bench.bench_training(GRU4Rec(V, 8), WINDOWS, CONFIG, steps=0)
+
+
+@pytest.mark.parametrize("loss, arguments, rows", [
+    ("negative-sampling", {"negatives": 6}, 16 + 6), ("triplet", {"negatives": 2}, 16 + 2 * 16), ("in-batch", {}, 16),
+])  # fmt: skip
+def test_the_floor_of_a_sampled_loss_is_that_of_its_candidates(monkeypatch, loss, arguments, rows):
+    seen, floor = [], bench._floor
+    monkeypatch.setattr(bench, "_floor", lambda *given: seen.append(given[3]) or floor(*given))
+    config = TrainConfig(batch_size=16, block=1, l2=0.0, loss=loss, loss_arguments=arguments)
+    found = bench.bench_training(GRU4Rec(V, 8), WINDOWS, config, steps=1, warmup=0)
+    assert seen == [rows] and found["loss"] == loss and found["table_optimizer"] == "auto"
+
+
+def test_of_a_large_catalogue_some_examples_are_evaluated(monkeypatch):
+    monkeypatch.setattr(bench, "MANY_SCORES", 200 * V)
+    assert bench.bench_evaluation(GRU4Rec(V, 8), WINDOWS)["examples"] == 200
+    monkeypatch.setattr(bench, "MANY_SCORES", 200 * V - 1)
+    assert bench.bench_evaluation(GRU4Rec(V, 8), WINDOWS)["examples"] == 49

@@ -202,10 +202,17 @@ def test_bench_prints_the_issue_s_keys(sbr_json):
     assert (found["steps"], found["batch_size"], found["examples"]) == (3, 512, TESTS)
 
 
+def test_bench_takes_a_loss_and_an_optimizer(sbr_json):
+    options = ["--loss", "negative-sampling", "--optimizer", "rowwise-adagrad", "--l2", 0, "--steps", 1]
+    found = sbr_json("bench", "--model", "stamp", *options, "--config", 'loss_arguments={"negatives": 9}')
+    assert (found["loss"], found["table_optimizer"]) == ("negative-sampling", "rowwise-adagrad")
+    assert found["step_ms"] > 0 and found["peak_rss_mb"] > 50
+
+
 def test_bench_compares_the_forms_of_the_softmax(sbr_json):
     found = sbr_json("bench", "--softmax", "50,60", "--batch-size", 8)["softmax"]
     assert [(row["num_items"], row["batch_size"]) for row in found] == [(50, 8), (60, 8)]
-    assert all(row[form] > 0 for row in found for form in ("plain fp32", "chunked fp32", "kept fp32", "kept bf16"))
+    assert all(row[form] > 0 for row in found for form in ("plain fp32", "chunked fp32", "kept fp32", "blocked bf16"))
 
 
 def test_replicate_writes_a_record(sbr_json, tmp_path):

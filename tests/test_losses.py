@@ -43,7 +43,7 @@ def test_the_score_vector_of_the_specs():
         assert loss.item() == pytest.approx(0.126928, abs=1e-6)
 
 
-FORMS = ("auto", "kept", "chunked", "plain")
+FORMS = ("auto", "kept", "blocked", "chunked", "plain")
 
 
 @pytest.mark.parametrize("kind", [Given, Opaque])
@@ -81,13 +81,13 @@ def test_every_form_accumulates_and_trains_alike(form):
 
 
 def test_auto_holds_the_scores_whole_up_to_a_size_and_then_no_longer(monkeypatch):
-    calls, chunked = [], F.linear_cross_entropy
-    monkeypatch.setattr(F, "linear_cross_entropy", lambda *a, **k: calls.append(1) or chunked(*a, **k))
+    calls, blocked = [], losses.blocked_softmax
+    monkeypatch.setattr(losses, "blocked_softmax", lambda *a, **k: calls.append(1) or blocked(*a, **k))
     scores = Scores(Given(torch.randn(12, 4)), torch.randn(5, 4))
-    for limit, used in ((5 * 12 * 4, 0), (5 * 12 * 4 - 1, 1)):
+    for limit, used in ((5 * 12 * 4, 0), (5 * 12 * 4 - 1, 2)):
         monkeypatch.setattr(losses, "KEPT_BYTES", limit)
         FullSoftmax()(scores, torch.arange(5))
-        FullSoftmax("bf16")(scores, torch.arange(5))  # written for whole scores only
+        FullSoftmax("bf16")(scores, torch.arange(5))
         assert len(calls) == used
 
 
@@ -110,12 +110,14 @@ def test_a_precision_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize("form", ["chunked", "plain"])
 def test_bf16_is_refused_where_it_is_not_written(form):
-    with pytest.raises(ValueError, match=f"precision='bf16' is written for form='kept', not for form='{form}'"):
+    with pytest.raises(
+        ValueError, match=f"precision='bf16' is written for form='kept' and 'blocked', not for form='{form}'"
+    ):
         FullSoftmax("bf16", form)
 
 
 def test_a_form_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="'auto', 'kept', 'chunked' or 'plain', got 'fused'"):
+    with pytest.raises(ValueError, match="'auto', 'kept', 'blocked', 'chunked' or 'plain', got 'fused'"):
         FullSoftmax(form="fused")
 
 

@@ -5,7 +5,7 @@ import torch
 from toys import random_sessions
 
 from sbr_core import samplers
-from sbr_core.samplers import Negatives, accidental_hits, click_counts
+from sbr_core.samplers import Negatives, Noise, accidental_hits, click_counts
 
 COUNTS = torch.tensor([0, 1, 4, 0, 9, 16, 0])
 
@@ -79,3 +79,36 @@ def test_accidental_hits_of_shared_and_of_own_candidates():
         [False, True, False, False],
     ]
     assert accidental_hits(torch.tensor([[0, 3], [3, 2]]), target).tolist() == [[False, True], [False, False]]
+
+
+@pytest.mark.parametrize("alpha, weight", [(0.0, [1] * 7), (0.5, [0, 1, 2, 0, 3, 4, 0]), (1.0, [0, 1, 4, 0, 9, 16, 0])])
+def test_noise_is_uniform_over_the_catalogue_or_by_popularity(alpha, weight):
+    noise, law = Noise(COUNTS, alpha), torch.tensor(weight) / sum(weight)
+    share = torch.bincount(noise.draw(400, 500).flatten(), minlength=7) / 200_000
+    assert (share - law).abs().max() < 0.005 and share[law == 0].eq(0).all()
+    torch.testing.assert_close(noise.log_q(torch.arange(7)).exp(), law)
+
+
+def test_noise_has_any_shape_and_depends_on_seed_epoch_and_step_alone():
+    def drawn(seed, epoch, step, alpha):
+        noise = Noise(torch.ones(10_000, dtype=torch.long), alpha, seed)
+        noise.draw(3)
+        noise.seek(epoch, step)
+        return noise.draw(4, 5)
+
+    for alpha in (0.0, 0.75):
+        places = [(seed, epoch, step) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1, 2)]
+        found = {tuple(drawn(*place, alpha).flatten().tolist()) for place in places}
+        assert len(found) == len(places) and drawn(0, 1, 2, alpha).shape == (4, 5)
+        assert torch.equal(drawn(1, 1, 2, alpha), drawn(1, 1, 2, alpha))
+    walked = Noise(COUNTS, seed=1)
+    two = [walked.draw(3) for _ in range(2)]
+    walked.seek(0, 1)
+    assert torch.equal(walked.draw(3), two[1])
+
+
+@pytest.mark.parametrize("make", [Noise, lambda counts, alpha: Negatives(counts, 3, alpha)])
+@pytest.mark.parametrize("alpha", [-0.5, float("-inf")])
+def test_a_negative_power_is_refused(make, alpha):
+    with pytest.raises(ValueError, match=f"alpha must be 0 .uniform. or more .*got {alpha}"):
+        make(COUNTS, alpha)

@@ -122,13 +122,13 @@ class SessionModel(nn.Module):
             return None
         return query if self.scale == 1 else query * self.scale, self.table
 
-    def directions(self, query: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor] | None:
+    def directions(self, query: object) -> tuple[Tensor, Tensor] | None:
         """(query, table) if the scores are, up to a constant, the product of the query and the rows scaled to length 1;
         None where they are not.
 
         On the sphere the squared distance is 2 minus twice the product.
         """
-        if not self.normalise or self.similarity == "distance":
+        if not self.normalise or self.similarity != "dot":
             return None
         return self._side(query) * (self.scale if self.similarity == "dot" else 2 * self.scale), self.table
 

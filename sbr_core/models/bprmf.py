@@ -69,7 +69,7 @@ class Negatives:
         """One item per case.
 
         A session with n distinct items leaves V - n others; number u of them is u plus the number of the session's
-        items i, at place p among them, with i - p <= u. So one binary search finds it, and nothing is drawn twice.
+        items i, at place p among them, with i - p <= u. So one binary search finds it, and no draw is thrown away.
         """
         uniform = torch.rand(len(session), generator=generator, dtype=torch.float64).to(session.device)
         if self.early is not None:

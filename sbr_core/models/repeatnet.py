@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sbr_core.batches import Batch
 from sbr_core.layers import last
 from sbr_core.models.base import SessionModel
+from sbr_core.table import Buffers
 
 EXPLORE, REPEAT = 0, 1  # columns of the mode
 
@@ -146,6 +147,12 @@ class RepeatNet(SessionModel):
 
     def linear(self, query: RepeatQuery) -> None:
         """The scores are not a plain product."""
+
+    def softmax_loss(
+        self, query: RepeatQuery, target: Int[Tensor, "B"], dtype: torch.dtype | None, buffers: Buffers
+    ) -> Float[Tensor, ""] | None:
+        """Mean of -log P(target): the scores are normalised already. None in another precision than the table's."""
+        return None if dtype else -self.score(query, target[:, None]).mean()
 
     def extra_loss(self, query: RepeatQuery, target: Int[Tensor, "B"]) -> Float[Tensor, ""] | None:
         """``mode_loss`` times the mean of -log P(mode), the mode being whether the target is in the session."""

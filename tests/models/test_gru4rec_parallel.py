@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from sbr_core.models import MODELS, build
 from sbr_core.models.gru4rec import GRU4Rec
 from sbr_core.models.gru4rec_parallel import GRU4Rec2016, GRU4Rec2018, ResetBeforeGRU
 from sbr_core.optim import make_optimizers
+from sbr_core.recommend import Recommender
 from sbr_core.session_parallel import ParallelBatch, parallel_order
 from sbr_core.train import TrainConfig, fit, make_order, train_step
 
@@ -286,7 +288,7 @@ WINDOWS = chain(V, count=30, length=6).prefixes()  # 150 examples, 19 steps an e
 
 def config_of(loss="xe", **more):
     defaults = dict(epochs=2, batch_size=8, lr=0.1, lr_every=None, l2=0.0, seed=7, momentum=0.2, optimizer="adagrad")
-    arguments = {} if loss in ("full", "bpr", "top1") else {"negatives": 6}
+    arguments = {} if loss in ("full", "bpr", "top1", "in-batch") else {"negatives": 6}
     defaults |= dict(batches="session-parallel", loss=loss, loss_arguments=arguments)
     return TrainConfig(**defaults | more)
 
@@ -398,7 +400,7 @@ def test_where_the_other_targets_are_all_the_negatives_the_epoch_ends_with_two_r
         (lambda: fit(new_model(), WINDOWS, config_of(l2=0.1)), "optimizer='adagrad' is written without l2"),
         (
             lambda: fit(new_model(embedding="separate"), WINDOWS, TrainConfig(l2=0.1)),
-            "l2=0.1 cannot reach the untouched rows of a sparse item table: set l2=0$",
+            "l2=0.1 cannot reach the untouched rows of a sparse item table: set l2=0",
         ),
         (lambda: fit(new_model(), WINDOWS, config_of(precision="bf16")), "precision='bf16' is written for loss='full'"),
         (
@@ -426,3 +428,13 @@ def test_the_benchmark_times_steps_of_either_form(monkeypatch):
     found = bench.bench_training(new_model(), WINDOWS, config_of(), steps=12, warmup=0)
     assert found["examples_per_second"] == pytest.approx(8 / 4e-3) and found["mean_width"] == 1
     assert (8, 17, 17, 14) in shapes  # 8 rows, width 16 and the bias; 8 targets and 6 samples
+
+
+def test_a_model_trained_side_by_side_is_saved_and_recommends_the_same(tmp_path):
+    model = new_model()
+    quietly(model, config_of(epochs=1))
+    before = Recommender(model, np.arange(V), torch.ones(V))
+    before.save(tmp_path, "gru4rec-2018", {"dim": 16, "dropout_hidden": 0.1})
+    after = Recommender.load(tmp_path)
+    assert after.recommend_batch([[1, 2], [5]], k=4) == before.recommend_batch([[1, 2], [5]], k=4)
+    assert same(after.model.state_dict(), model.state_dict())
