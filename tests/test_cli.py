@@ -257,7 +257,7 @@ WRONG = {
     "replicate": (["replicate"], "say what to run: --models and --datasets, or --plan book/plan.toml"),
     "plan": (["replicate", "--plan", "nowhere.toml"], "nowhere.toml is not a plan"),
     "budget": (["replicate", "--models", "pop", "--budget", "soon"], "a budget is a time such as 90s, 20m or 2h"),
-    "study": (["study", "nonsense"], "there is no study 'nonsense'; the studies are collisions, softmax, speed"),
+    "study": (["study", "nonsense"], "there is no study 'nonsense'; the studies are collisions, softmax, "),
     "config": (["train", "--model", "stamp", "--config", "rate=1"], "--config has no field 'rate'; the fields are"),
     "seeds": (["replicate", "--models", "pop", "--seeds", "one"], "one"),
     "missing option": (["train"], "--model"),
