@@ -166,6 +166,7 @@ class XE(Ranking):
         self.log_counts = self.counts.clamp(min=1).double().log() if self.logq else None
 
     def corrected(self, r: Float[Tensor, "B K"], ids: Int[Tensor, "K"]) -> Float[Tensor, "B K"]:
+        """Less the logarithms of how often the candidates are met."""
         if not self.logq:
             return r
         correction = self.logq * self.log_counts[ids]

@@ -40,7 +40,7 @@ class Negatives:
         weight = torch.where(counts > 0, counts.double() ** alpha, 0.0)
         cumulative = weight.cumsum(0)
         self.cumulative = cumulative / cumulative[-1]
-        self.log_q: Float[Tensor, V] = (weight / weight.sum()).log().float()  # log P(i)
+        self.log_q = (weight / weight.sum()).log().float()  # (V,) log P(i)
         self.drawn: tuple[int, Tensor] | None = None
         self.seek(0, 0)
 

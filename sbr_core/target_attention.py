@@ -127,6 +127,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        """Gradients of rows and items."""
         rows, items = ctx.saved_tensors
         grad_items = torch.empty_like(items)
         return _gradients(rows, items, ctx.packed, grad, 1.0, grad_items, fresh=True), grad_items, None

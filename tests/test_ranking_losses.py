@@ -60,32 +60,32 @@ def test_value_and_gradient_equal_a_loop(name, rows, extra):
     torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
-def close(found, *expected):
+def assert_close(found, *expected):
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
 def test_the_figures_of_the_specs_without_samples():
-    close(rl.cross_entropy(TWO), 0.126928, 0.126928)
+    assert_close(rl.cross_entropy(TWO), 0.126928, 0.126928)
     assert rl.bpr(TWO).mean().item() == pytest.approx(0.410038, abs=1e-6)
-    close(rl.top1(TWO), 0.559601, 0.675131)
+    assert_close(rl.top1(TWO), 0.559601, 0.675131)
     assert rl.top1(TWO).mean().item() == pytest.approx(0.617366, abs=1e-6)
-    close(rl.top1_max(TWO), 0.619203, 0.850262)
-    close(rl.bpr_max(TWO, 1.0), 0.126928, 1.126928)
+    assert_close(rl.top1_max(TWO), 0.619203, 0.850262)
+    assert_close(rl.bpr_max(TWO, 1.0), 0.126928, 1.126928)
 
 
 def test_the_figures_of_the_specs_with_one_sample():
-    close(rl.hardness(THREE)[0], 0, 0.268941, 0.731059)
-    close(rl.hardness(THREE)[1], 0.880797, 0, 0.119203)
-    close(rl.bpr_max(THREE, 0.5), 0.625169, 0.613323)
-    close(rl.bpr_max(rl.activate(THREE, "elu-0.5"), 0.5), 0.625169, 0.511744)
+    assert_close(rl.hardness(THREE)[0], 0, 0.268941, 0.731059)
+    assert_close(rl.hardness(THREE)[1], 0.880797, 0, 0.119203)
+    assert_close(rl.bpr_max(THREE, 0.5), 0.625169, 0.613323)
+    assert_close(rl.bpr_max(rl.activate(THREE, "elu-0.5"), 0.5), 0.625169, 0.511744)
 
 
 def test_the_figures_of_the_specs_for_logq():
     loss = XE(1, 0.5, counts=torch.tensor([10, 100, 1000]), logq=1.0)
     corrected = loss.corrected(THREE, torch.tensor([0, 1, 2]))
-    close(corrected[0], -0.302585, -4.605170, -2.453878)
-    close(corrected[1], -1.302585, -1.605170, -4.453878)
-    close(loss.rows(corrected), 0.122100, 0.880154)
+    assert_close(corrected[0], -0.302585, -4.605170, -2.453878)
+    assert_close(corrected[1], -1.302585, -1.605170, -4.453878)
+    assert_close(loss.rows(corrected), 0.122100, 0.880154)
 
 
 def test_gradients_flow_through_the_weights_of_the_max_losses():
@@ -105,7 +105,7 @@ def test_gradients_flow_through_the_weights_of_the_max_losses():
 @pytest.mark.parametrize("name", ["xe", "bpr-max", "top1-max"])
 def test_candidates_scored_minus_infinity_change_nothing(name):
     wide = torch.cat([THREE, torch.full((2, 2), -math.inf).double()], 1).requires_grad_()
-    close(FORMS[name](wide), *FORMS[name](THREE).tolist())
+    assert_close(FORMS[name](wide), *FORMS[name](THREE).tolist())
     FORMS[name](wide[:, :3]).sum().backward()
     expected, wide.grad = wide.grad, None
     masked = torch.randn(2, 5).double().requires_grad_()
@@ -117,8 +117,8 @@ def test_candidates_scored_minus_infinity_change_nothing(name):
 def test_activations():
     x = torch.tensor([[-2.0, 0.0, 3.0]]).double()
     assert torch.equal(rl.activate(x, "linear"), x) and torch.equal(rl.activate(x, "tanh"), x.tanh())
-    close(rl.activate(x, "elu-0.5")[0], 0.5 * (math.exp(-2) - 1), 0.0, 3.0)
-    close(rl.activate(x, "elu-1")[0], math.exp(-2) - 1, 0.0, 3.0)
+    assert_close(rl.activate(x, "elu-0.5")[0], 0.5 * (math.exp(-2) - 1), 0.0, 3.0)
+    assert_close(rl.activate(x, "elu-1")[0], math.exp(-2) - 1, 0.0, 3.0)
 
 
 class Given(SessionModel):

@@ -43,7 +43,7 @@ def leaves(slots, table):
     return [x.clone().requires_grad_() for x in (slots.keys, slots.values, table)]
 
 
-def exactly(left, right, atol=1e-12):
+def assert_close(left, right, atol=1e-12):
     torch.testing.assert_close(left, right, rtol=0, atol=atol)
 
 
@@ -55,7 +55,7 @@ def test_scores_and_their_gradients_equal_the_naive_ones():
         scores = function(Slots(k, u, slots.log_weight), t)
         found.append((scores.detach(), *torch.autograd.grad((scores * factor).sum(), (k, u, t))))
     for mine, textbook in zip(*found, strict=True):
-        exactly(mine, textbook)
+        assert_close(mine, textbook)
 
 
 def test_scores_of_some_items_are_columns_with_the_same_gradients():
@@ -69,7 +69,7 @@ def test_scores_of_some_items_are_columns_with_the_same_gradients():
             grads = torch.autograd.grad(scores.square().sum(), (k, u, t))
             found.append((scores.detach(), *(grad.to_dense() for grad in grads)))
         for mine, textbook in zip(*found, strict=True):
-            exactly(mine, textbook)
+            assert_close(mine, textbook)
 
 
 def test_a_slot_that_counts_three_times_is_three_equal_slots():
@@ -78,7 +78,7 @@ def test_a_slot_that_counts_three_times_is_three_equal_slots():
     keys, values = (torch.cat([x, x[:, :1], x[:, :1]], dim=1) for x in slots[:2])
     heavy = torch.zeros(B, L, dtype=torch.float64)
     heavy[:, 0] = torch.tensor(3.0).double().log()
-    exactly(score_all(Slots(keys, values, once), table), score_all(slots._replace(log_weight=heavy), table))
+    assert_close(score_all(Slots(keys, values, once), table), score_all(slots._replace(log_weight=heavy), table))
 
 
 def test_empty_slots_and_their_order_do_not_matter():
@@ -87,15 +87,15 @@ def test_empty_slots_and_their_order_do_not_matter():
     wide = Slots(
         *(torch.cat([torch.randn_like(x), x], 1) for x in full[:2]), F.pad(full.log_weight, (L, 0), value=EMPTY)
     )
-    exactly(score_all(wide, table), score_all(full, table))
+    assert_close(score_all(wide, table), score_all(full, table))
     order = torch.randperm(L)
-    exactly(score_all(Slots(*(x[:, order] for x in slots)), table), score_all(slots, table))
+    assert_close(score_all(Slots(*(x[:, order] for x in slots)), table), score_all(slots, table))
 
 
 def test_what_all_slots_share_may_stand_outside_the_sum():
     slots, table, _ = problem()
     a = torch.randn(B, D, dtype=torch.float64)
-    exactly(
+    assert_close(
         score_all(slots._replace(values=slots.values + a[:, None]), table), score_all(slots, table) + a @ table[:-1].T
     )
 
@@ -103,17 +103,17 @@ def test_what_all_slots_share_may_stand_outside_the_sum():
 def test_weights_sum_to_one_and_are_zero_on_empty_slots():
     slots, table, _ = problem()
     beta = weights(slots, table[:-1])
-    exactly(beta.sum(1), torch.ones(B, V, dtype=torch.float64))
+    assert_close(beta.sum(1), torch.ones(B, V, dtype=torch.float64))
     assert beta[slots.log_weight == EMPTY].eq(0).all() and beta[slots.log_weight > EMPTY].gt(0).all()
-    exactly(weights(slots, table[:-1].expand(B, -1, -1)), beta)
+    assert_close(weights(slots, table[:-1].expand(B, -1, -1)), beta)
 
 
 def test_the_groups_of_a_cpu_and_the_rectangle_of_a_gpu_give_the_same(monkeypatch):
     slots, table, target = problem()
     expected = score_all(slots, table), softmax_loss(slots, table.requires_grad_(), target)
     monkeypatch.setattr(target_attention, "_sorted_slots", target_attention._all_slots)
-    exactly(score_all(slots, table), expected[0])
-    exactly(softmax_loss(slots, table, target), expected[1])
+    assert_close(score_all(slots, table), expected[0])
+    assert_close(softmax_loss(slots, table, target), expected[1])
 
 
 def losses(problem, form, buffers=None, dtype=None):
@@ -131,7 +131,7 @@ def losses(problem, form, buffers=None, dtype=None):
 
 def test_the_fused_loss_and_its_gradients_equal_the_textbook():
     for mine, textbook in zip(losses(problem(), "fused"), losses(problem(), "textbook"), strict=True):
-        exactly(mine, textbook)
+        assert_close(mine, textbook)
 
 
 def test_kept_buffers_serve_batches_of_changing_size():
@@ -139,7 +139,7 @@ def test_kept_buffers_serve_batches_of_changing_size():
     for step, sessions in enumerate((6, 6, 3, 7, 1, 6)):
         given = problem(sessions=sessions, seed=step)
         for mine, textbook in zip(losses(given, "fused", buffers), losses(given, "textbook"), strict=True):
-            exactly(mine, textbook)
+            assert_close(mine, textbook)
 
 
 def test_the_table_gradient_is_written_into_one_buffer_and_its_padding_row_is_zero():
@@ -155,7 +155,7 @@ def test_the_table_gradient_is_written_into_one_buffer_and_its_padding_row_is_ze
     assert len(places) == 1
     table.grad = once.clone()
     softmax_loss(slots, table, target, buffers=buffers).backward()
-    exactly(table.grad, 2 * once)
+    assert_close(table.grad, 2 * once)
 
 
 def test_an_outer_factor_scales_every_gradient():
@@ -166,7 +166,7 @@ def test_an_outer_factor_scales_every_gradient():
         (softmax_loss(Slots(k, u, slots.log_weight), t, target) * factor).backward()
         found.append([x.grad / factor for x in (k, u, t)])
     for one, other in zip(*found, strict=True):
-        exactly(one, other)
+        assert_close(one, other)
 
 
 def test_backward_can_be_repeated_while_its_buffers_live():
@@ -175,8 +175,8 @@ def test_backward_can_be_repeated_while_its_buffers_live():
     loss.backward(retain_graph=True)
     once = keys.grad.clone(), table.grad.clone()
     loss.backward()
-    exactly(keys.grad, 2 * once[0])
-    exactly(table.grad, 2 * once[1])
+    assert_close(keys.grad, 2 * once[0])
+    assert_close(table.grad, 2 * once[1])
 
 
 def test_a_second_forward_pass_on_the_same_buffers_invalidates_the_first():

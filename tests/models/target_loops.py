@@ -86,7 +86,7 @@ def head_scores(head, table, clicks, padding=0, h_padding=None):
     return torch.stack(scores)
 
 
-def as_textbook(model, loss, target_loss):
+def assert_close_to_textbook(model, loss, target_loss):
     """Assert that a loss and its gradients are those of the textbook; both graphs are used up."""
     parameters = dict(model.named_parameters())
     wanted = torch.autograd.grad(target_loss, list(parameters.values()), allow_unused=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from target_loops import as_textbook, graph_states, head_scores, padding_state
+from target_loops import assert_close_to_textbook, graph_states, head_scores, padding_state
 from torch.nn import functional as F
 from toys import random_sessions
 
@@ -66,7 +66,7 @@ def test_value_and_gradients_equal_the_equations_in_a_loop(arguments):
     expected = torch.stack([scores_loop(model, session) for session in SESSIONS])
     torch.testing.assert_close(scores(model, *SESSIONS), expected, rtol=0, atol=1e-12)
     loss = FullSoftmax()(Scores(model, model.encode(batch)), batch.target)
-    as_textbook(model, loss, F.cross_entropy(expected, batch.target))
+    assert_close_to_textbook(model, loss, F.cross_entropy(expected, batch.target))
 
 
 @pytest.mark.parametrize("arguments", [{}, CODE, {"readout": "Att"}], ids=str)
@@ -74,7 +74,7 @@ def test_the_plain_form_of_the_softmax_gives_the_same_gradients(arguments):
     model, batch = model_of(**arguments), Batch.of(SESSIONS, V, target=[*range(len(SESSIONS))])
     expected = torch.stack([scores_loop(model, session) for session in SESSIONS])
     loss = FullSoftmax(form="plain")(Scores(model, model.encode(batch)), batch.target)
-    as_textbook(model, loss, F.cross_entropy(expected, batch.target))
+    assert_close_to_textbook(model, loss, F.cross_entropy(expected, batch.target))
 
 
 @pytest.mark.parametrize("arguments", [{}, CODE], ids=str)
@@ -85,7 +85,7 @@ def test_a_sampled_loss_sees_columns_of_the_scores_and_their_gradients(arguments
     expected = torch.stack([scores_loop(model, session) for session in SESSIONS]).gather(1, ids.expand(6, -1))
     some = scores(model, *SESSIONS, ids=ids)
     torch.testing.assert_close(some, expected, rtol=0, atol=1e-12)
-    as_textbook(model, (some * factor).sum(), (expected * factor).sum())
+    assert_close_to_textbook(model, (some * factor).sum(), (expected * factor).sum())
 
 
 def test_weights_count_edges_where_asked():
