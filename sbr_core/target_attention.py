@@ -119,44 +119,45 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, items: Tensor, packed: _Packed) -> Tensor:
         ctx.packed = packed
-        ctx.save_for_backward(rows, items)
         scores = rows.new_empty(len(packed.order), len(items))
         _scores(rows, items, packed, scores)
+        ctx.save_for_backward(rows, items, scores)
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         """Gradients of rows and items."""
-        rows, items = ctx.saved_tensors
+        rows, items, scores = ctx.saved_tensors
         grad_items = torch.empty_like(items)
-        return _gradients(rows, items, ctx.packed, grad, 1.0, grad_items, fresh=True), grad_items, None
+        return _gradients(rows, items, ctx.packed, scores, grad, 1.0, grad_items, fresh=True), grad_items, None
 
 
 class _Softmax(torch.autograd.Function):
-    """Mean cross-entropy of these scores; P - Y is all that is kept of them."""
+    """Mean cross-entropy of these scores; what is kept of them is (B, V): the scores and P - Y."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, table: Tensor, target: Tensor, packed: _Packed, dtype, buffers: Buffers) -> Tensor:
         items = table.detach()[:-1]
         if dtype != table.dtype:
             rows, items = rows.to(dtype), buffers.matrix("items", *items.shape, table, dtype).copy_(items)
-        probs = buffers.matrix("probs", len(target), len(items), table)
-        _scores(rows, items, packed, probs)
-        torch.softmax(probs, dim=1, out=probs)
+        scores, probs = (buffers.matrix(name, len(target), len(items), table) for name in ("scores", "probs"))
+        _scores(rows, items, packed, scores)
+        torch.softmax(scores, dim=1, out=probs)
         chosen = probs.gather(1, target[:, None])
         probs.scatter_(1, target[:, None], chosen - 1)
         ctx.packed, ctx.table, ctx.buffers = packed, table, buffers
-        ctx.save_for_backward(rows, items, probs)
+        ctx.save_for_backward(rows, items, scores, probs)
         return -chosen.clamp(min=torch.finfo(chosen.dtype).tiny).log().mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         """Gradient of the rows; that of the table goes straight into ``table.grad``."""
-        rows, items, residual = ctx.saved_tensors
+        rows, items, scores, residual = ctx.saved_tensors
         into, fresh = open_gradient(ctx.table, ctx.buffers)
-        return _gradients(rows, items, ctx.packed, residual, grad / len(residual), into, fresh), *[None] * 5
+        scale = grad / len(residual)
+        return _gradients(rows, items, ctx.packed, scores, residual, scale, into, fresh), *[None] * 5
 
 
 def _blocks(rows: Tensor, items: Tensor, packed: _Packed):
@@ -185,7 +186,14 @@ def _scores(rows: Tensor, items: Tensor, packed: _Packed, out: Tensor) -> None:
 
 
 def _gradients(
-    rows: Tensor, items: Tensor, packed: _Packed, upstream: Tensor, scale: Tensor | float, into: Tensor, fresh: bool
+    rows: Tensor,
+    items: Tensor,
+    packed: _Packed,
+    scores: Tensor,
+    upstream: Tensor,
+    scale: Tensor | float,
+    into: Tensor,
+    fresh: bool,
 ) -> Tensor:
     """Gradient of the rows, for `scale * upstream` (B, V) at the scores; that of the items goes `into` (V, D).
 
@@ -197,12 +205,10 @@ def _gradients(
     torch.mul(rows[:R], scale, out=other[R:])
     grad = torch.empty(rows.shape, dtype=into.dtype, device=rows.device)
     for where, products, groups in _blocks(rows, items, packed):
-        g = upstream[:, where].to(rows.dtype)
+        s, g = (whole[:, where].to(rows.dtype) for whole in (scores, upstream))
         for sessions, beta, value in groups:
-            value.mul_(beta)
-            value.addcmul_(beta, value.sum(0), value=-1)  # beta (u.v - s)
-            value.mul_(g[sessions])
             beta.mul_(g[sessions])
+            value.sub_(s[sessions]).mul_(beta)
         _accumulate(grad, products, items[where], fresh=where.start == 0)
         _accumulate(into[where], products.T, other, fresh)
     return torch.cat([grad[R:], grad[:R]]) * scale
