@@ -139,7 +139,7 @@ def _filtered(log: _Log, protocol: Protocol, num_items: int, funnel: list[Step])
     log = log.keep(support[log.items] >= protocol.min_support, 1)
     funnel.append(_step(f"items of {protocol.min_support} clicks or more", log))
     log = log.keep(np.ones(len(log.items), bool), protocol.min_length)
-    funnel.append(_step(f"sessions of {protocol.min_length} clicks or more", log))
+    funnel.append(_step(f"still sessions of {protocol.min_length} clicks or more", log))
     return log
 
 

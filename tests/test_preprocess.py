@@ -165,7 +165,7 @@ def test_the_funnel_tells_every_step(sample):
     found = preprocess(sample).funnel
     assert [step[1:] for step in found] == [(p.session.nunique(), len(p), p.item.nunique()) for p in expected]
     assert [step.step for step in found] == [
-        "log", "sessions of 2 clicks or more", "items of 5 clicks or more", "sessions of 2 clicks or more",
+        "log", "sessions of 2 clicks or more", "items of 5 clicks or more", "still sessions of 2 clicks or more",
         "training: before the cut", "test: after the cut", "test: items known from training"]
 
 

@@ -25,7 +25,7 @@ class GatedGraph(nn.Module):
 
     Args:
         dim: D.
-        steps: rounds; 0 leaves the nodes as they are.
+        steps: rounds; 0 leaves the nodes as they are, and has nothing to learn.
 
     Shapes:
         nodes (B, L, D), A_in and A_out (B, L, L) -> (B, L, D)
@@ -39,6 +39,8 @@ class GatedGraph(nn.Module):
         if steps < 0:
             raise ValueError(f"steps must be 0 or more, got {steps}")
         self.steps = steps
+        if steps == 0:
+            return
         self.edges = nn.Linear(dim, 2 * dim)  # W_in, W_out and b_in, b_out side by side
         self.edge_bias = nn.Parameter(torch.empty(2 * dim))  # c_in, c_out
         self.input = nn.Linear(2 * dim, 3 * dim)  # gate blocks in the order r, z, n
@@ -52,6 +54,8 @@ class GatedGraph(nn.Module):
         Both maps of an edge are linear, W (A (H W_in)) = A (H (W_in W)), so they are multiplied first: they are
         smaller than a batch, and more than half of the work of a round is saved.
         """
+        if self.steps == 0:
+            return nodes
         B, L, D = nodes.shape
         A = torch.stack([A_in, A_out], dim=-1).view(B, L, 2 * L).to(nodes.dtype)
         weights = self.input.weight.view(3 * D, 2, D).transpose(0, 1)  # (2, 3D, D): what follows A_in, A_out

@@ -22,7 +22,7 @@ def node_step(graph, h, a):
 def graph_states(model, session, weight="binary"):
     """{item: state} after the rounds of the graph."""
     states = {item: model.table[item] for item in session}
-    if model.graph is None:
+    if model.graph is None or model.graph.steps == 0:
         return states
     graph, D = model.graph, model.dim
     W_in, W_out = graph.edges.weight.split(D)

@@ -40,15 +40,16 @@ def edges_of(session, nodes, weight):
     return edges
 
 
-def forward_loop(model: SRGNN, session: list[int]):
-    """The query of one session, equation by equation and node by node."""
-    graph, nodes = model.graph, list(dict.fromkeys(session))
+def states_loop(model: SRGNN, session: list[int], nodes: list[int]):
+    """The states of the nodes after the rounds, node by node."""
+    graph, states = model.graph, [model.table[node] for node in nodes]
+    if graph.steps == 0:
+        return states
     W_in, W_out = graph.edges.weight[:D], graph.edges.weight[D:]
     b_in, b_out, c_in, c_out = graph.edges.bias[:D], graph.edges.bias[D:], graph.edge_bias[:D], graph.edge_bias[D:]
     (W_r, W_z, W_n), (b_r, b_z, b_n) = graph.input.weight.split(D), graph.input.bias.split(D)
     (U_r, U_z, U_n), (d_r, d_z, d_n) = graph.hidden.weight.split(D), graph.hidden.bias.split(D)
     edges = edges_of(session, nodes, model.edge_weight)
-    states = [model.table[node] for node in nodes]
     for _ in range(graph.steps):
         after = []
         for j, h in enumerate(states):
@@ -66,6 +67,13 @@ def forward_loop(model: SRGNN, session: list[int]):
             new = torch.tanh(W_n @ a + b_n + r * (U_n @ h + d_n))
             after.append((1 - z) * new + z * h)
         states = after
+    return states
+
+
+def forward_loop(model: SRGNN, session: list[int]):
+    """The query of one session, equation by equation."""
+    nodes = list(dict.fromkeys(session))
+    states = states_loop(model, session, nodes)
     clicks = [states[nodes.index(item)] for item in session]
     if model.readout == "last":
         return clicks[-1]
@@ -105,6 +113,17 @@ def test_value_and_gradients_equal_the_equations_in_a_loop(arguments):
 def test_scores_are_products_with_the_input_table():
     model = model_of()
     torch.testing.assert_close(model.score(query(model, [1, 2])), query(model, [1, 2]) @ model.table[:V].T)
+
+
+def test_without_rounds_there_is_nothing_to_learn_in_the_graph():
+    assert not list(model_of(steps=0).graph.parameters()) and list(model_of().graph.parameters())
+    assert all(parameter.grad is not None for parameter in after_a_step(model_of(steps=0)).parameters())
+
+
+def after_a_step(model):
+    """The model with the gradients of one batch."""
+    FullSoftmax()(Scores(model, query(model, *SESSIONS)), torch.arange(len(SESSIONS))).backward()
+    return model
 
 
 def test_without_rounds_the_states_are_the_table_rows():
