@@ -32,9 +32,11 @@ def folder() -> Path:
 
 
 def key(source: Path, *how) -> str:
-    """Name of the prepared form of a file: it changes with the file's place, size or date, and with `how`."""
-    stat = Path(source).stat()
-    facts = [FORMAT, str(Path(source).resolve()), stat.st_size, stat.st_mtime_ns, *map(repr, how)]
+    """Name of the prepared form of a file, or of the files of a folder: it changes with their place, size or date, and
+    with `how`."""
+    source = Path(source)
+    stats = [file.stat() for file in ([source] if source.is_file() else sorted(source.iterdir()))]
+    facts = [FORMAT, str(source.resolve()), *(x for s in stats for x in (s.st_size, s.st_mtime_ns)), *map(repr, how)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,8 +28,16 @@ def write(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict]:
+def whole(file: safe_open, name: str) -> Tensor:
+    """A tensor of an open file."""
+    return file.get_tensor(name)
+
+
+def read(path: Path, device: str = "cpu", get: Callable = whole) -> tuple[dict[str, Tensor], dict]:
     """Tensors and JSON object of a file written by `write`.
+
+    Args:
+        get: function of the open file and a name: the tensor, or the part of it that is wanted.
 
     Raises:
         ValueError: if there is no such file, or it is damaged, or another program wrote it.
@@ -38,7 +47,7 @@ def read(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} does not exist; `sbr train --output {path.parent}` writes it")
     try:
         with safe_open(path, "pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["info"])
+            return {name: get(file, name) for name in file.keys()}, json.loads(file.metadata()["info"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged or not a checkpoint of this package ({error}); delete it and train again"

@@ -150,7 +150,7 @@ def catalogue() -> list[dict[str, str]]:
 def from_log(path: Path | str, session: str = "session", item: str = "item", time: str = "time",
              protocol: Protocol | str = "srgnn", session_gap: int | float | None = None,
              test_seconds: int | float | None = None, sep: str | None = None) -> Dataset:
-    """Load a click log of your own (CSV, TSV, Parquet) under any protocol.
+    """Load a click log of your own (CSV, TSV, Parquet, or a folder of Parquet shards) under any protocol.
 
     Args:
         session, item, time: names of its columns, see `readers.read_log`.
@@ -174,7 +174,7 @@ def from_log(path: Path | str, session: str = "session", item: str = "item", tim
 
 
 def _prepared(name: str, path: Path, build, protocol: Protocol, how: tuple = ()) -> Dataset:
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: no such file")
     data = cache.prepared(cache.key(path, protocol, *how), build)
     return _dataset(name, data.train, data.test, data.item_ids, protocol.name, funnel=data.funnel)

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sbr_core import log_columns
 from sbr_core.pickles import DataError
 
 CHUNK = 1_000_000  # rows read at a time
+PARQUET = (".parquet", ".pq")
 COPY_AGAIN = "copy it again from its source"
 
 
@@ -71,6 +73,8 @@ def read_log(path: Path | str, session: str = "session", item: str = "item", tim
     """Read a click log of your own: CSV, TSV (also compressed) or Parquet, with a column each for session, item, time.
 
     Args:
+        path: the file; or a folder of Parquet shards, which are read one after another in the order of their names, as
+            if they were one file. A session may go on from shard to shard.
         session, item: names of columns of ids: any text or whole numbers.
         time: name of a column of seconds since 1970, or of ISO 8601 dates and times (UTC where no zone is given).
         sep: what separates the columns; default a tab in ``*.tsv*``, else a comma.
@@ -82,7 +86,7 @@ def read_log(path: Path | str, session: str = "session", item: str = "item", tim
     """
     path = Path(path)
     columns = {"session": session, "item": item, "time": time}
-    if path.suffix in (".parquet", ".pq"):
+    if path.is_dir() or path.suffix in PARQUET:
         return _collect(path, _parquet(path, columns, chunk))
     sep = sep or ("\t" if ".tsv" in path.suffixes else ",")
     return _collect(path, _csv(path, columns, sep, chunk, dtype=str), first_row=2)
@@ -175,14 +179,34 @@ def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, dtype, names
 
 
 def _parquet(path: Path, columns: dict[str, str], chunk: int) -> Iterator[pd.DataFrame]:
+    """Chunks of a Parquet file, or of all in a folder; a chunk says in its ``attrs`` where it begins."""
     import pyarrow.parquet
 
-    _must_exist(path)
-    with _damage(path), pyarrow.parquet.ParquetFile(path) as file:
-        _must_have(path, columns, file.schema_arrow.names)
-        for batch in file.iter_batches(chunk, columns=list(columns.values())):
-            part = batch.to_pandas()
-            yield pd.DataFrame({ours: part[theirs] for ours, theirs in columns.items()})
+    for shard in parquet_files(path):
+        _must_exist(shard)
+        row = 1
+        with _damage(shard), pyarrow.parquet.ParquetFile(shard) as file:
+            _must_have(shard, columns, file.schema_arrow.names)
+            for batch in file.iter_batches(chunk, columns=list(columns.values())):
+                part = batch.to_pandas()
+                part = pd.DataFrame({ours: part[theirs] for ours, theirs in columns.items()})
+                part.attrs["from"] = shard, row
+                row += len(part)
+                yield part
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The file itself, or the Parquet files of a folder by name.
+
+    Raises:
+        DataError: if the folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix in PARQUET)
+    if not found:
+        raise DataError(f"{path}: a folder without Parquet files; give a file, or a folder of Parquet shards")
+    return found
 
 
 @contextmanager
@@ -218,78 +242,15 @@ def _collect(path: Path, chunks: Iterator[pd.DataFrame], numbers: bool = False, 
     parts: dict[str, list[np.ndarray]] = {"session": [], "item": [], "time": [], "offset": []}
     row = first_row
     for part in filter(len, chunks):
+        where = part.attrs.get("from", (path, row))
         for name, known in ids.items():
-            column = _whole(path, part[name], row, name) if numbers else _text(path, part[name], row, name)
-            parts[name].append(_numbered(column, known))
-        parts["time"].append(_milliseconds(path, part["time"], row))
+            column = (log_columns.whole if numbers else log_columns.text)(part[name], name, *where)
+            parts[name].append(log_columns.numbered(column, known))
+        parts["time"].append(log_columns.milliseconds(part["time"], *where))
         if "offset" in part:
-            parts["offset"].append(_whole(path, part["offset"], row, "timeframe").to_numpy())
+            parts["offset"].append(log_columns.whole(part["offset"], "timeframe", *where).to_numpy())
         row += len(part)
     if row == first_row:
         raise DataError(f"{path}: no clicks in it; {COPY_AGAIN}")
     whole = {name: np.concatenate(arrays) if arrays else None for name, arrays in parts.items()}
-    return Clicks(**whole, session_ids=_raw(ids["session"]), item_ids=_raw(ids["item"]))
-
-
-def _numbered(column: pd.Series, known: dict) -> np.ndarray:
-    """Numbers of a column's ids in order of first appearance, going on where earlier chunks left off."""
-    codes, ids = pd.factorize(column)
-    numbers = np.fromiter((known.setdefault(raw, len(known)) for raw in ids.tolist()), np.int32, len(ids))
-    return numbers[codes]
-
-
-def _raw(known: dict) -> np.ndarray:
-    """Raw ids as an array: of ints where every id is a plain whole number, else of strings."""
-    ids = list(known)
-    try:
-        numbers = np.array(ids, np.int64)
-    except (ValueError, OverflowError):
-        return np.array(ids)
-    return numbers if isinstance(ids[0], int) or list(map(str, numbers.tolist())) == ids else np.array(ids)
-
-
-def _whole(path: Path, column: pd.Series, row: int, name: str) -> pd.Series:
-    """A column of whole numbers >= 0, or an error that names the first row where it is not."""
-    if column.dtype == np.int64 and column.min() >= 0:
-        return column
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = ~((numbers >= 0) & (numbers < 2**63) & (numbers % 1 == 0)).to_numpy(bool)
-    if bad.any():
-        raise _bad(path, column, bad, row, f"{name} must be a whole number, 0 to 2**63 - 1; correct or delete the row")
-    return column.astype("int64")
-
-
-def _text(path: Path, column: pd.Series, row: int, name: str) -> pd.Series:
-    """A column of ids as text; none may be missing."""
-    bad = column.isna().to_numpy(bool) | (column.astype(str) == "").to_numpy(bool)
-    if bad.any():
-        raise _bad(path, column, bad, row, f"the {name} is missing; correct or delete the row")
-    return column.astype(str)
-
-
-def _milliseconds(path: Path, column: pd.Series, row: int) -> np.ndarray:
-    """Times in milliseconds since 1970: from numbers (seconds), dates, or ISO 8601 text."""
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf":
-        seconds = column
-    elif pd.api.types.is_datetime64_any_dtype(column.dtype):
-        seconds = None
-    else:
-        seconds = pd.to_numeric(column, errors="coerce")
-        seconds = None if pd.isna(seconds.iloc[0]) else seconds
-    if seconds is not None:
-        bad = ~(seconds.abs() < 1e11).to_numpy(bool)  # also where it is no number
-        remedy = "time must be seconds since 1970 (divide milliseconds by 1000) in every row"
-        times = None if bad.any() else (seconds.astype("float64") * 1000).round().astype("int64").to_numpy()
-    else:
-        dates = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
-        bad = dates.isna().to_numpy(bool)
-        remedy = "time must be ISO 8601, such as 2014-04-07T10:51:09.277Z, or seconds since 1970, in every row"
-        times = None if bad.any() else dates.dt.as_unit("ms").astype("int64").to_numpy()
-    if bad.any():
-        raise _bad(path, column, bad, row, remedy)
-    return times
-
-
-def _bad(path: Path, column: pd.Series, bad: np.ndarray, row: int, remedy: str) -> DataError:
-    place = int(bad.argmax())
-    return DataError(f"{path}: row {row + place} holds {str(column.iloc[place])[:40]!r}; {remedy}")
+    return Clicks(**whole, session_ids=log_columns.raw(ids["session"]), item_ids=log_columns.raw(ids["item"]))

@@ -80,22 +80,33 @@ class Run:
         """Write the checkpoint; a full disk costs the checkpoint, not the run."""
         if self.output is None:
             return
-        tensors = checkpoints.training_state(self.model, self.all_optimizers) | {"total": self.total}
-        tensors |= {f"task.{name}": total for name, total in self.task_totals.items()}
-        info = {"run": self.identity, "epochs": self.epochs, "step": self.step, "seconds": self.seconds}
-        info |= {"seen": self.seen, "task_steps": self.task_steps}
+        self.write(*self.contents())
+
+    def write(self, tensors: dict, info: dict) -> None:
+        """See `save`."""
         try:
             checkpoints.write(self.output / "state.safetensors", tensors, info)
         except OSError as error:
             warnings.warn(f"training goes on without a new checkpoint: {error}", stacklevel=2)
         self.saved_at = time.monotonic()
 
+    def contents(self) -> tuple[dict, dict]:
+        """What a checkpoint holds: tensors, and a JSON object."""
+        tensors = checkpoints.training_state(self.model, self.all_optimizers) | {"total": self.total}
+        tensors |= {f"task.{name}": total for name, total in self.task_totals.items()}
+        info = {"run": self.identity, "epochs": self.epochs, "step": self.step, "seconds": self.seconds}
+        return tensors, info | {"seen": self.seen, "task_steps": self.task_steps}
+
+    def read(self, path: Path) -> tuple[dict, dict]:
+        """Tensors and JSON object of a checkpoint, on the run's device."""
+        return checkpoints.read(path, str(self.train.device))
+
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one."""
         path = self.output and self.output / "state.safetensors"
         if path is None or not path.exists():
             return
-        tensors, info = checkpoints.read(path, str(self.train.device))
+        tensors, info = self.read(path)
         there, here = (_flat(run) for run in (info["run"], json.loads(json.dumps(self.identity))))
         differing = [key for key in there | here if there.get(key) != here.get(key)]
         if differing:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pooch
 import pytest
 import torch
@@ -381,3 +382,17 @@ def test_no_network_is_told(monkeypatch, own_cache):
     with pytest.raises(DataError, match="download failed .no network.; get the file in another way") as error:
         datasets.load("yoochoose1_64")
     assert str(own_cache / "data" / "yoochoose1_64" / "all_train_seq.txt") in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", ["srgnn", "dgtn", "lessr", "scalable", "narm"])
+def test_shards_give_the_sessions_and_the_counts_of_one_file(tmp_path, protocol):
+    draw = np.random.default_rng(1)
+    session = draw.integers(0, 300, 4000)
+    time = session * 9000 + draw.integers(0, 900, 4000)
+    log = pd.DataFrame({"session": session, "item": draw.zipf(1.5, 4000) % 60, "time": time})
+    log.to_parquet(tmp_path / "log.parquet")
+    (tmp_path / "shards").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(len(log)), 5)):
+        log.iloc[part].to_parquet(tmp_path / "shards" / f"{number}.parquet")
+    one, many = (datasets.from_log(tmp_path / name, protocol=protocol) for name in ("log.parquet", "shards"))
+    assert one.fingerprint == many.fingerprint and one.funnel == many.funnel and len(one.train) > 0

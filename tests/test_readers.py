@@ -94,6 +94,32 @@ def test_a_log_of_your_own(tmp_path, kind):
     assert clicks.item_ids.tolist() == ["007", "x y"] and clicks.time.tolist() == [1500, 2250, 10**12]
 
 
+def sharded(frame, folder, cuts):
+    """The rows of a frame as Parquet files of a folder."""
+    folder.mkdir()
+    for number, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(frame)], strict=True)):
+        frame.iloc[begin:end].to_parquet(folder / f"part-{number:05}.parquet")
+    return folder
+
+
+def test_shards_are_read_as_one_file(tmp_path):
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({"session": draw.integers(0, 30, 200), "item": draw.integers(0, 50, 200), "time": range(200)})
+    frame.to_parquet(tmp_path / "log.parquet")
+    whole = readers.read_log(tmp_path / "log.parquet", chunk=7)
+    parts = readers.read_log(sharded(frame, tmp_path / "shards", [1, 60, 60, 199]), chunk=7)
+    for name in ("session", "item", "time", "session_ids", "item_ids"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+
+
+def test_an_error_in_a_shard_names_the_shard_and_its_row(tmp_path):
+    frame = pd.DataFrame({"session": ["1", "1", "2", "2", ""], "item": ["5"] * 5, "time": range(5)})
+    said = "part-00001.parquet: row 2 holds ''; the session is missing"
+    raises(sharded(frame, tmp_path / "shards", [3]), said, readers.read_log)
+    (tmp_path / "empty").mkdir()
+    raises(tmp_path / "empty", "a folder without Parquet files", readers.read_log)
+
+
 def test_parquet_dates_and_whole_number_ids(tmp_path):
     when = pd.to_datetime(["2020-01-01T00:00:00.5", "2020-01-02"], format="ISO8601")
     pd.DataFrame({"session": [1, 1], "item": [20, 10], "time": when}).to_parquet(tmp_path / "log.parquet")

@@ -1,0 +1,230 @@
+"""One item table over several processes: each holds a share of its rows, of their optimizer state and of the softmax.
+
+The encoder is small and stands whole on every rank; a rank encodes its share of every batch. The table is large and
+stands nowhere whole: rank r of R holds the items ``[r V / R, (r + 1) V / R)``. Three things cross the wire:
+
+* look-up: every rank hears the ids of all, gives the rows it owns and zeros for the others, and the sum goes round;
+* softmax: every rank hears the queries of all, scores them against its own rows, and the ranks add up three numbers a
+  session: the largest score, the sum of exponentials, and the target's score (only one rank has it);
+* update: the gradients of the encoder are added up; those of the table stay where the rows are.
+
+Shapes: R ranks, b sessions of this rank's share, B = R b of the batch, L positions, D width, V items, n items of this
+rank.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sbr_core.batches import Batch
+from sbr_core.models.base import SessionModel
+from sbr_core.table import Buffers, lookup, open_gradient
+
+
+def rows_of(rank: int, ranks: int, num_items: int) -> tuple[int, int]:
+    """First item of a rank, and the one after its last: shares that differ by one item at most."""
+    return rank * num_items // ranks, (rank + 1) * num_items // ranks
+
+
+class ShardedTable(SessionModel):
+    """What `shard` puts before the class of a model: look-ups and softmax of a table of which a rank has n rows.
+
+    The local table is (n + 1, D); its last row stands for all items of other ranks and for padding, and is never read.
+    """
+
+    @property
+    def own_rows(self) -> tuple[int, int]:
+        """First own item and the one after the last."""
+        return rows_of(dist.get_rank(), dist.get_world_size(), self.num_items)
+
+    def localised(self, ids: Int[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
+        """Local row of every item (n where another rank has it, and for padding), and whether it is here."""
+        begin, end = self.own_rows
+        here = (ids >= begin) & (ids < end)
+        return torch.where(here, ids - begin, end - begin), here
+
+    def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """Rows of the whole table, zeros for padding; a collective: all ranks call it with ids of one shape."""
+        local, here = self.localised(gathered(ids))  # (R, *shape)
+        rows = lookup(self.table, local) * here[..., None]  # (R, *shape, D), zeros for what others have
+        return _SumOfMine.apply(rows)
+
+    def score(self, query: Float[Tensor, "b D"], ids: Tensor | None = None) -> Float[Tensor, "b K"]:
+        """Scores of candidates, whose rows are fetched; of all items only the own ones (b, n), against own rows."""
+        if ids is not None:
+            return super().score(query, ids)
+        return query @ self.table[:-1].T
+
+    def linear(self, query: Float[Tensor, "b D"]) -> None:
+        """None: no rank has the table."""
+
+    def search_items(self) -> None:
+        """None: no rank has all items."""
+
+    def softmax_loss(
+        self, query: Float[Tensor, "b D"], target: Int[Tensor, "b"], dtype: torch.dtype | None, buffers: Buffers
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy over all items and over the sessions of all ranks: the same number on every rank.
+
+        Its backward pass gives a rank the gradient of its own queries and of its own rows.
+        """
+        queries, targets = gather_queries(query), gathered(target).flatten()
+        local, here = self.localised(targets)
+        return _ShardedSoftmax.apply(queries, self.table, local, here, dtype or query.dtype, buffers)
+
+
+def shard(model: SessionModel) -> SessionModel:
+    """Keep this rank's rows of the item table, in place; every rank calls it with the same model.
+
+    The model's class becomes one of its own with `ShardedTable` before it, as `torch.distributed.fsdp.fully_shard` does
+    it; parameters keep their names.
+
+    Raises:
+        ValueError: if the scores are more than a product of one query with the rows, or the model keeps a state of
+            its own: naming what stands in the way.
+        RuntimeError: if no process group has been made.
+    """
+    refused = _obstacle(model)
+    if refused:
+        raise ValueError(f"the table of {type(model).__name__} cannot be shared out over ranks: {refused}")
+    begin, end = rows_of(dist.get_rank(), dist.get_world_size(), model.num_items)
+    kept = torch.zeros(end - begin + 1, model.dim, dtype=model.table.dtype, device=model.table.device)
+    kept[:-1] = model.table.detach()[begin:end]
+    model.table = torch.nn.Parameter(kept)
+    model.__class__ = type(f"Sharded{type(model).__name__}", (ShardedTable, type(model)), {})
+    return model
+
+
+def _obstacle(model: SessionModel) -> str:
+    kind = type(model)
+    if kind.score is not SessionModel.score or kind.linear is not SessionModel.linear or not model.plain_product:
+        return "its scores are not the product of one query vector with the item table"
+    if kind.embed is not SessionModel.embed or model.looked_up or model.carries_state:
+        return "it has further tables, or a state that goes from batch to batch"
+    if kind.prepare is not SessionModel.prepare or list(model.buffers()):
+        return "it keeps sessions or states of its own, which each rank would fill differently"
+    if model.normalise or model.similarity != "dot":
+        return f"similarity={model.similarity!r}, normalise={model.normalise}; leave both out"
+    return ""
+
+
+def share(batch: Batch) -> Batch | None:
+    """This rank's part of a batch; the last rows that do not fill all ranks are left out (None if none is left)."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    size = len(batch) // ranks
+    if size == 0:
+        return None
+    mine = slice(rank * size, (rank + 1) * size)
+    return Batch(batch.items[mine], batch.lengths[mine], batch.target[mine])
+
+
+def add_up_gradients(model: SessionModel) -> None:
+    """Add up the encoder's gradients over the ranks, in one message; those of the table are complete where they are."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None and p is not model.table]
+    if not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+@torch.no_grad()
+def rank_targets(model: SessionModel, batch: Batch) -> Float[Tensor, "B"]:
+    """Rank of every target among all V items, ties counted before it; every rank gives the same batch and gets all.
+
+    A rank counts the items that it owns; the counts add up, so the ranks are exact.
+    """
+    query = model.encode(batch)
+    mine = (query * model.embed(batch.target)).sum(-1, keepdim=True)  # (B, 1)
+    scores = model.score(query)  # (B, n)
+    local, here = model.localised(batch.target)
+    column = local.clamp(max=scores.shape[1] - 1)[:, None]
+    scores.scatter_(1, column, torch.where(here[:, None], mine, scores.gather(1, column)))  # the same sum, bit for bit
+    count = (scores >= mine).sum(1)
+    dist.all_reduce(count)
+    return count.float()
+
+
+def gathered(mine: Int[Tensor, "*shape"]) -> Int[Tensor, "R *shape"]:
+    """The tensors of all ranks, one after another."""
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine.contiguous())
+    return torch.stack(parts)
+
+
+def gather_queries(mine: Float[Tensor, "b D"]) -> Float[Tensor, "B D"]:
+    """The queries of all ranks. Each rank's loss may use all of them against its own rows: gradients add up."""
+    return _Gathered.apply(mine).flatten(0, 1)
+
+
+class _Gathered(torch.autograd.Function):
+    """(b, D) of this rank -> (R, b, D) of all; backward: every rank has a part of the gradient of each, they add up."""
+
+    @staticmethod
+    def forward(ctx, mine: Tensor) -> Tensor:
+        return gathered(mine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """The own part of the sum."""
+        total = grad.contiguous()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
+class _SumOfMine(torch.autograd.Function):
+    """(R, *shape, D), a rank's contributions to what every rank asked for -> the sum of all to what this one asked for.
+
+    Backward: every rank hears the gradients of all.
+    """
+
+    @staticmethod
+    def forward(ctx, contributions: Tensor) -> Tensor:
+        total = contributions.clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """Those of all ranks, one after another."""
+        return gathered(grad)
+
+
+class _ShardedSoftmax(torch.autograd.Function):
+    """Mean cross-entropy with the rows of the table shared out; the table's gradient is written as `table` says."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, table: Tensor, local: Tensor, here: Tensor, dtype, buffers: Buffers) -> Tensor:
+        items = table.detach()[:-1].to(dtype)
+        probs = (query.to(dtype) @ items.T).to(table.dtype)  # (B, n) scores
+        column = local.clamp(max=max(len(items) - 1, 0))[:, None]
+        truth = torch.where(here, probs.gather(1, column)[:, 0], 0.0)
+        largest = probs.amax(1)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        torch.exp(probs.sub_(largest[:, None]), out=probs)
+        sums = torch.stack([probs.sum(1), truth])  # (2, B)
+        dist.all_reduce(sums)
+        probs /= sums[0][:, None]
+        ctx.table, ctx.buffers = table, buffers
+        ctx.save_for_backward(query, items, column, here, probs)
+        return (sums[0].log() + largest - sums[1]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """This rank's part of the gradient of all queries; that of its rows goes straight into ``table.grad``."""
+        query, items, column, here, probs = ctx.saved_tensors
+        scale = grad / len(query)
+        residual = probs.scatter_add(1, column, -here[:, None].to(probs.dtype)).to(items.dtype)  # P - Y
+        into, fresh = open_gradient(ctx.table, ctx.buffers)
+        product = (residual.T @ (query * scale).to(items.dtype)).to(into.dtype)
+        if fresh:
+            into.copy_(product)
+        else:
+            into.add_(product)
+        return (residual @ items).to(query.dtype) * scale, *[None] * 5
