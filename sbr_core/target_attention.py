@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from sbr_core.table import Buffers, lookup, open_gradient
 
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of one block of products: what the caches of a core hold, or much more
+GRAIN = 32  # on a CPU, slots come in such portions, the last ones zero: a bf16 product of a new size is compiled anew
 NARROWEST = 256  # items of a block, however many slots there are: thinner products are slow
 
 
@@ -82,7 +84,7 @@ class _Packed(NamedTuple):
     a group of b sessions with n slots is (n, b), and the softmax over slots runs over its first axis.
     """
 
-    rows: Float[Tensor, "R2 D"]  # the keys of all slots, then the values of all slots
+    rows: Float[Tensor, "R2 D"]  # the keys of all slots, then the values of all slots; each ends in zero rows
     log_weight: Float[Tensor, "R 1"]
     groups: list[tuple[int, int]]  # n slots, b sessions
     order: Int[Tensor, "B"]  # which session is where
@@ -92,7 +94,9 @@ def _pack(slots: Slots) -> _Packed:
     """Leave out empty slots on a CPU. A GPU would have to wait for their number: there, all slots are one group."""
     take, groups, order = (_all_slots if slots.keys.is_cuda else _sorted_slots)(slots.log_weight)
     keys, values = slots.keys.flatten(0, 1)[take], slots.values.flatten(0, 1)[take]
-    return _Packed(torch.cat([keys, values]), slots.log_weight.flatten()[take][:, None], groups, order)
+    idle = 0 if slots.keys.is_cuda else -len(take) % GRAIN
+    rows = torch.cat([F.pad(part, (0, 0, 0, idle)) for part in (keys, values)])
+    return _Packed(rows, F.pad(slots.log_weight.flatten()[take], (0, idle))[:, None], groups, order)
 
 
 def _all_slots(log_weight: Float[Tensor, "B L"]) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
