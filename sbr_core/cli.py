@@ -22,6 +22,7 @@ from sbr_core.cli_options import (
     Optimizer,
     Precision,
     Set,
+    TableOptimizer,
     device_of,
     recipe_of,
     show,
@@ -35,6 +36,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what they hold, preparing them.")
 app.add_typer(data_app, name="data")
 
+
 def main() -> None:
     """Entry point: wrong input is one line on stderr and exit code 1."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -42,7 +44,7 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
     except typer.TyperException as error:
         code = _fail(error.format_message() or "a command is missing")
-    except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError, ImportError) as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -104,6 +106,7 @@ def train(
     ] = False,
     loss: Loss = None,
     optimizer: Optimizer = None,
+    table_optimizer: TableOptimizer = None,
     precision: Precision = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -120,7 +123,7 @@ def train(
 
     options = dict(
         epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience
-    ) | dict(loss=loss, optimizer=optimizer)
+    ) | dict(loss=loss, optimizer=optimizer, table_optimizer=table_optimizer)
     recipe = recipe_of(model, dataset, set_, config_, seed=seed, **options)
     result = workflow.train(
         recipe, datasets.load(dataset), output, validate, device_of(device), progress=sys.stderr.isatty()
@@ -172,6 +175,22 @@ def recommend(
 
 
 @app.command()
+def index(
+    checkpoint: Annotated[Path, typer.Option(help="Folder written by `sbr train --output`.")],
+    output: Annotated[Path, typer.Option(help="File of the index, for any program that has faiss.")],
+    dataset: DatasetName = "demo",
+    kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf.")] = "hnsw",
+    effort: Annotated[int, typer.Option(help="Nodes (hnsw) or cells (ivf) that a search looks at.")] = 64,
+    k: Annotated[int, typer.Option("-k", help="Items of a shelf.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Write a faiss index of a model's items; its recall and speed against exact search, on test examples."""
+    from sbr_core import datasets, workflow
+
+    show(workflow.index(checkpoint, datasets.load(dataset), output, kind, effort, k), as_json)
+
+
+@app.command()
 def bench(
     model: ModelName = "sr-gnn",
     dataset: DatasetName = "demo",
@@ -182,6 +201,7 @@ def bench(
     ] = None,
     loss: Loss = None,
     optimizer: Optimizer = None,
+    table_optimizer: TableOptimizer = None,
     precision: Precision = None,
     batch_size: int | None = None,
     l2: float | None = None,
@@ -201,7 +221,7 @@ def bench(
         show({"softmax": rows}, as_json)
         return
     options = dict(precision=precision, batch_size=batch_size, compile=compile_ or None)
-    options |= dict(loss=loss, optimizer=optimizer, l2=l2)
+    options |= dict(loss=loss, optimizer=optimizer, table_optimizer=table_optimizer, l2=l2)
     recipe = recipe_of(model, dataset, set_, config_, **options)
     show(workflow.bench(recipe, datasets.load(dataset), steps, device_of(device)), as_json)
 
@@ -249,7 +269,7 @@ def replicate(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position or speed.")],
+    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position, speed or table-optimizers.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
@@ -264,6 +284,7 @@ def study(
         "collisions": lambda: studies.collision_study(names),
         "softmax": studies.softmax_study,
         "every-position": lambda: studies.every_position_study(names),
+        "table-optimizers": lambda: studies.table_study(names),
         "speed": lambda: studies.speed_study(models.split(",") if models else neural, names),
     }
     if name not in known:

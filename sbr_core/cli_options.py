@@ -20,6 +20,10 @@ Loss = Annotated[str | None, typer.Option(help="full, negative-sampling, triplet
 Optimizer = Annotated[
     str | None, typer.Option(help="adam, adamw, adagrad; or sparse-adam, rowwise-adam, rowwise-adagrad for the table.")
 ]
+TableOptimizer = Annotated[
+    str | None,
+    typer.Option(help="Of an item table that is only looked up: sparse-adam, rowwise-adam, rowwise-adagrad, adam."),
+]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
 
 
@@ -74,7 +78,7 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
         if key not in known:
             raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(known)}")
     given = fields | {key: value for key, value in overrides.items() if value is not None}
-    if given.get("optimizer") in CHOICES["table_optimizer"]:
-        given |= {"table_optimizer": given.pop("optimizer")}
+    if given.get("optimizer") in set(CHOICES["table_optimizer"]) - set(CHOICES["optimizer"]):
+        given = {"table_optimizer": given.pop("optimizer")} | given
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)

@@ -12,7 +12,7 @@ CHOICES = {
     "batches": ("examples", "chronological", "session-parallel", "every-position"),
     "optimizer": ("adam", "adamw", "adagrad"),
     "agc": ("off", "nfnet", "sbr_inverted_axis0"),
-    "table_optimizer": ("auto", "sparse-adam", "rowwise-adam", "rowwise-adagrad"),
+    "table_optimizer": ("auto", "sparse-adam", "rowwise-adam", "rowwise-adagrad", "adam"),
     "table_l2": TABLE_L2,
 }
 

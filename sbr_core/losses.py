@@ -17,7 +17,7 @@ from sbr_core.blocked_softmax import blocked_softmax
 from sbr_core.config import TrainConfig
 from sbr_core.ranking_losses import BPR, TOP1, XE, BPRMax, TOP1Max
 from sbr_core.sampled_losses import GBCE, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
-from sbr_core.samplers import click_counts
+from sbr_core.samplers import click_counts, target_counts
 from sbr_core.sessions import Windows
 from sbr_core.table import Buffers, LinearSoftmax
 
@@ -162,7 +162,8 @@ def make_loss(model: torch.nn.Module, config: TrainConfig, train: Windows):
             raise ValueError(f"loss={config.loss!r} has no argument {name!r}; it has {', '.join(known)}")
     given = {"precision": config.precision}
     if not loss.full_catalogue:
-        given |= {"counts": click_counts(train), "seed": config.seed, "batch_size": config.batch_size}
+        counts = (target_counts if getattr(loss, "counts_targets", False) else click_counts)(train)
+        given |= {"counts": counts, "seed": config.seed, "batch_size": config.batch_size}
     return loss(**{name: value for name, value in given.items() if name in taken}, **config.loss_arguments)
 
 

@@ -34,7 +34,8 @@ def make_optimizers(
         optimizer: "adam", "adamw" or "adagrad" (`adagrad.Adagrad`, which has no l2).
         momentum: of Adagrad.
         table_optimizer: for the tables that are only looked up: "auto" (SparseAdam) or a name of
-            `rowwise.TABLE_OPTIMIZERS`. The row-wise ones also take the table of a full softmax.
+            `rowwise.TABLE_OPTIMIZERS`. The row-wise ones also take the table of a full softmax; "adam" moves all rows
+            at every step, whatever the loss.
         table_l2: "all" rows decay, or only those "touched" by a step, see `rowwise.named_rows`.
 
     Raises:
@@ -63,10 +64,10 @@ def make_optimizers(
         )
     names = {"table"} if sparse_table or table_optimizer != "auto" else set()
     names |= set(getattr(model, "looked_up", ()))
-    if names and l2 and table_l2 == "all" and (sparse_table or names != {"table"}):
+    if names and l2 and table_l2 == "all" and table_optimizer != "adam" and (sparse_table or names != {"table"}):
         raise ValueError(
             f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0, or table_l2='touched'"
-            + (", or use a full softmax" if names == {"table"} else "")
+            + ("; or use table_optimizer='adam', or a full softmax" if names == {"table"} else "")
         )
     sparse = [p for name, p in model.named_parameters() if name in names]
     dense = [p for name, p in model.named_parameters() if name not in names]

@@ -17,7 +17,7 @@ from sbr_core.figure_style import COLOURS, FAMILIES, INK, MARKERS, PALE, STYLE, 
 
 __all__ = [
     "COLOURS", "FAMILIES", "accuracy_against_cost", "draw_multigraph_with_shortcuts", "draw_session_graph",
-    "draw_session_line", "family", "funnel", "ladder", "learning_curve", "length_strip", "pareto_front",
+    "draw_session_line", "family", "funnel", "label_points", "ladder", "learning_curve", "length_strip", "pareto_front",
     "rank_histogram", "style",
 ]  # fmt: skip
 
@@ -204,7 +204,7 @@ def accuracy_against_cost(
     ax.set(xscale="log", xlabel=cost, ylabel=f"{metric} (%)")
     ax.margins(0.12, 0.12)
     ax.grid(axis="y")
-    _label_points(ax, points, bold=front)
+    label_points(ax, points, bold=front)
     return ax
 
 
@@ -243,10 +243,17 @@ def verdict_matrix(
     return ax
 
 
-def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]], bold: Sequence[str]) -> None:
-    """A name beside every point, where it hides no other name and no point; far names get a thin leader."""
+def label_points(
+    ax: Axes, points: Mapping[str, tuple[float, float]], bold: Sequence[str], others: Sequence[tuple[float, float]] = ()
+) -> None:
+    """A name beside every point, where it hides no other name and no point; far names get a thin leader.
+
+    Args:
+        bold: points whose names are set in bold.
+        others: points without a name, to be kept free as well.
+    """
     ax.figure.draw_without_rendering()  # fixes the scale that points are measured in
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in ax.transData.transform(list(points.values()))]
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in ax.transData.transform([*points.values(), *others])]
     spots = [(dx, dy) for dy in (7, -8, 18, -19, 30, -31, 42, -43) for dx in (9, -9)]
     for system in sorted(points, key=lambda name: -points[name][1]):
         look = {"textcoords": "offset points", "fontsize": 10, "va": "center", "zorder": 4}

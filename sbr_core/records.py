@@ -175,7 +175,7 @@ def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:
     with np.load(kept) as arrays:
         ranks = torch.from_numpy(arrays["ranks"]).float()
         begins = np.unpackbits(arrays["begins"], count=len(ranks))
-    return ranks, torch.from_numpy(begins.cumsum() - 1)
+    return ranks, torch.from_numpy(begins.cumsum(dtype=np.int64) - 1)
 
 
 def training_seconds(record: dict) -> float:

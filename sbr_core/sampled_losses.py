@@ -1,8 +1,8 @@
 """Losses against sampled items, for any encoder: what a step costs does not depend on the catalogue.
 
-Each is a function of the truth's score and of its negatives', and a class that draws the negatives and is what
-`losses.LOSSES` names. A negative that is the row's own target by accident is left out (`samplers.accidental_hits`), and
-means are over the others: the law of drawing until it is another item.
+Each is a function of the truth's score and of its negatives' (`row_losses`), and a class that draws the negatives and
+is what `losses.LOSSES` names. A negative that is the row's own target by accident is left out
+(`samplers.accidental_hits`), and means are over the others: the law of drawing until it is another item.
 
 Shapes: B rows, V items, K negatives of a row.
 """
@@ -10,97 +10,14 @@ Shapes: B rows, V items, K negatives of a row.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from sbr_core.row_losses import CORRECTIONS, Drawn, gbce, negative_sampling, sampled_cross_entropy, triplet
 from sbr_core.samplers import Noise, accidental_hits
-
-CORRECTIONS = ("corrected", "standard", "none")
-
-
-class Drawn(NamedTuple):
-    """The candidates of a batch.
-
-    Args:
-        positive: (B,) scores of the targets.
-        negative: (B, K) scores of the negatives.
-        kept: (B, K) False where a negative does not count.
-        ids: (K,) shared, or (B, K), the negatives.
-    """
-
-    positive: Float[Tensor, "B"]
-    negative: Float[Tensor, "B K"]
-    kept: Bool[Tensor, "B K"]
-    ids: Int[Tensor, "*shape"]
-
-
-def kept_mean(values: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Mean over what is kept of a row; 0 where nothing is."""
-    return torch.where(kept, values, 0.0).sum(1) / kept.sum(1).clamp(min=1)
-
-
-def negative_sampling(drawn: Drawn, reduction: str = "mean") -> Float[Tensor, "B"]:
-    """:math:`-\\ln\\sigma(s_y) - \\frac1k \\sum_j \\ln\\sigma(-s_j)` ("mean", equation 10.1), or without 1/k ("sum",
-    word2vec's).
-
-    The mean is least where :math:`s_t = \\ln p(t|s) - \\ln P_n(t)` for every k; the sum where it is less by ln k.
-    """
-    noise = kept_mean(F.softplus(drawn.negative), drawn.kept)
-    return F.softplus(-drawn.positive) + (noise if reduction == "mean" else noise * drawn.negative.shape[1])
-
-
-def triplet(drawn: Drawn, margin: float, hardest: bool = False) -> Float[Tensor, "B"]:
-    """:math:`\\max(0, m - s_y + s_n)`, mean over the negatives or that of the hardest one (equation 10.3 with scores
-    that are minus distances)."""
-    violation = F.relu(margin - drawn.positive[:, None] + drawn.negative)
-    if hardest:
-        return torch.where(drawn.kept, violation, 0.0).amax(1)
-    return kept_mean(violation, drawn.kept)
-
-
-def gbce(drawn: Drawn, beta: float) -> Float[Tensor, "B"]:
-    """:math:`-\\frac1{k+1} (\\beta \\ln\\sigma(s_y) + \\sum_j \\ln(1 - \\sigma(s_j)))`.
-
-    The power of the probability is taken as a factor of its logarithm, so nothing overflows: the public code raises
-    sigma to -beta, in float64.
-    """
-    k = drawn.negative.shape[1]
-    return (beta * F.softplus(-drawn.positive) + k * kept_mean(F.softplus(drawn.negative), drawn.kept)) / (k + 1)
-
-
-def sampled_cross_entropy(
-    drawn: Drawn,
-    log_q: Float[Tensor, "*shape"],
-    log_q_target: Float[Tensor, "B"],
-    correction: str = "corrected",
-    masked: bool = True,
-) -> Float[Tensor, "B"]:
-    """Cross-entropy with the truth and the negatives in the place of all items.
-
-    "corrected" estimates the softmax's denominator without bias: the truth is in it once, and the others are a mean of
-    :math:`e^{s_j} / P(j)`, the law being that of the items other than the truth where hits are masked. Its gradient is
-    that of the corrected logQ of 2025: the logQ loss without the truth in the denominator, weighted by 1 - p(y).
-    "standard" takes ln P from all scores, the truth's too, as if it had been drawn. "none" takes nothing.
-
-    Args:
-        log_q: ln P of the negatives, in the shape of ``drawn.ids``.
-        log_q_target: ln P of the targets.
-        masked: the truth is no negative of its own row.
-    """
-    positive, negative = drawn.positive, drawn.negative
-    log_q, log_q_target = log_q.to(negative.dtype), log_q_target.to(negative.dtype)
-    if correction == "standard":
-        positive, negative = positive - log_q_target, negative - log_q
-    elif correction == "corrected":
-        count = drawn.kept.sum(1).clamp(min=1).to(negative.dtype)
-        rest = -log_q_target.exp() if masked else torch.zeros_like(log_q_target)
-        negative = negative - log_q + (rest.log1p() - count.log())[:, None]
-    negative = negative.masked_fill(~drawn.kept, float("-inf"))
-    return torch.cat([positive[:, None], negative], 1).logsumexp(1) - positive
 
 
 def _check(precision: str, counts: Tensor | None) -> None:
@@ -117,7 +34,7 @@ class Sampled:
     """What these losses share: where negatives come from.
 
     Args:
-        negatives: k of a row.
+        negatives: k of a row; None is 512, or all other items of a smaller catalogue.
         shared: the whole batch has the same ones (one product for all), or every row draws its own.
         alpha: noise is uniform over the catalogue (0), or in proportion to (training clicks) ** alpha.
         mask_hits: a negative that is the row's own target does not count; False is the literal reading.
@@ -131,7 +48,7 @@ class Sampled:
     Source: specs of the scalable losses, sections 10.1 and 10.4.
     """
 
-    negatives: int = 512
+    negatives: int | None = None
     shared: bool = True
     alpha: float = 0.0
     mask_hits: bool = True
@@ -142,6 +59,8 @@ class Sampled:
 
     def __post_init__(self):
         _check(self.precision, self.counts)
+        if self.negatives is None:
+            self.negatives = min(512, len(self.counts) - 1)
         if not 1 <= self.negatives < len(self.counts):
             raise ValueError(
                 f"negatives must lie in 1..{len(self.counts) - 1} (fewer than the {len(self.counts)} items), got "
@@ -262,13 +181,13 @@ class SampledSoftmax(Sampled):
     """`sampled_cross_entropy`.
 
     Args:
-        correction: "corrected", "standard" or "none".
+        correction: "standard", "corrected" or "none".
 
-    Source: Bengio and Senecal, 2008; Khrylchenko et al., RecSys 2025 (arXiv:2507.09331).
+    Source: Bengio and Senecal, 2008; Ma and Collins, EMNLP 2018; Khrylchenko et al., RecSys 2025 (arXiv:2507.09331).
     """
 
     alpha: float = 0.5
-    correction: str = "corrected"
+    correction: str = "standard"
 
     def __post_init__(self):
         super().__post_init__()
@@ -285,16 +204,18 @@ class InBatchSoftmax:
     """`sampled_cross_entropy` against the other rows' targets, which come by popularity.
 
     Args:
-        correction: "corrected", "standard" or "none".
+        correction: "standard", "corrected" or "none".
         mask_hits: another row with the same target is no negative.
-        counts, precision: as in `Sampled`.
+        counts: (V,) how often every item is a target of the examples: the law of the negatives.
+        precision: as in `Sampled`.
     """
 
-    correction: str = "corrected"
+    correction: str = "standard"
     mask_hits: bool = True
     counts: Tensor | None = None
     precision: str = "fp32"
     full_catalogue: ClassVar[bool] = False
+    counts_targets: ClassVar[bool] = True
     negatives: ClassVar[int] = 0
     least_rows: ClassVar[int] = 2
 

@@ -32,8 +32,7 @@ class Negatives:
     def __init__(self, counts: Int[Tensor, "V"], size: int, alpha: float = 0.0, seed: int = 0):
         if size < 1:
             raise ValueError(f"a step draws at least one negative, got {size}")
-        if alpha < 0:
-            raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
+        _check_alpha(alpha)
         if not bool((counts > 0).any()):
             raise ValueError("there is nothing to draw from: no item has a click")
         self.size, self.seed, self.steps = size, seed, max(1, BLOCK // size)
@@ -63,6 +62,11 @@ class Negatives:
         return torch.searchsorted(self.cumulative, uniform, right=True)
 
 
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha < float("inf"):
+        raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
+
+
 def mixed(*parts: int) -> int:
     """One seed for a generator from several numbers."""
     total = 0
@@ -90,8 +94,7 @@ class Noise:
 
     def __init__(self, counts: Int[Tensor, "V"], alpha: float = 0.0, seed: int = 0):
         self.num_items, self.device, self.seed, self.negatives = len(counts), counts.device, seed, None
-        if not 0 <= alpha < float("inf"):
-            raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
+        _check_alpha(alpha)
         if alpha:
             self.negatives = Negatives(counts, 1, alpha, seed)
         self.seek(0, 0)
@@ -125,6 +128,11 @@ def click_counts(windows: Windows) -> Int[Tensor, "V"]:
     return torch.zeros(windows.num_items, dtype=torch.long, device=windows.device).index_add_(
         0, windows.items.long(), read
     )
+
+
+def target_counts(windows: Windows) -> Int[Tensor, "V"]:
+    """How often every item is the target of an example: what the other rows of a batch are drawn from."""
+    return torch.bincount(windows.labels.long(), minlength=windows.num_items)
 
 
 def accidental_hits(ids: Int[Tensor, "*shape"], target: Int[Tensor, "B"]) -> Bool[Tensor, "B K"]:

@@ -7,16 +7,26 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from itertools import product
+from dataclasses import replace
+from itertools import islice, product
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
-from sbr_core import datasets
+from sbr_core import datasets, recipes
 from sbr_core.bench import bench_softmax, bench_training
 from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
+from sbr_core.evaluate import evaluate
+from sbr_core.losses import least_rows
 from sbr_core.models import build
-from sbr_core.sessions import Sessions
+from sbr_core.run_state import Run
+from sbr_core.samplers import click_counts
+from sbr_core.sessions import Sessions, Windows
+from sbr_core.train import fit, make_order, train_step
+
+POPULARITY = (0, 10, 30, 100, 300, 1000)  # training clicks of the target
 
 # What a model may be given of an input: the less it is told, the more inputs look alike.
 VIEWS = {
@@ -107,6 +117,70 @@ def every_position_study(names: list[str], steps: int = 25) -> dict:
             row = {"dataset": name, "items": dataset.num_items, "blocks": blocks, "batches": batches}
             rows.append(row | found)
     return {"every_position": rows}
+
+
+TABLE_VARIANTS = {
+    "Adam, every row": {"table_optimizer": "adam"},
+    "Adam, every row, L2": {"table_optimizer": "adam", "l2": 1e-5},
+    "SparseAdam": {"table_optimizer": "sparse-adam"},
+    "SparseAdam, lazy L2": {"table_optimizer": "sparse-adam", "l2": 1e-5, "table_l2": "touched"},
+    "row-wise Adam": {"table_optimizer": "rowwise-adam"},
+}
+
+
+def row_movement(
+    model: nn.Module, train: Windows, config: TrainConfig, steps: int
+) -> tuple[Float[Tensor, "steps rows"], Bool[Tensor, "steps rows"]]:
+    """Train for some steps and say how far every row of the item table moves in each, and whether the step named it.
+
+    Returns:
+        moved (Euclidean lengths) and named (the gradient of the loss is not zero there), the padding's row included.
+    """
+    run = Run(model, train, config, None, {}, 0.0)
+    moved, named = [], []
+    model.train()
+    for batch in islice(make_order(train, config, 0, least_rows(run.loss)).batches(train), steps):
+        before = model.table.detach().clone()
+        train_step(model, run.loss, run.optimizers, batch, run.encode, run.clip)
+        moved.append((model.table.detach() - before).norm(dim=1))
+        grad = model.table.grad
+        named.append((grad.to_dense() if grad.is_sparse else grad).any(1))
+    return torch.stack(moved), torch.stack(named)
+
+
+def table_study(names: list[str], epochs: int = 2, examples: int = 5_000, steps: int = 100) -> dict:
+    """STAMP on the unit sphere with sampled softmax, by the optimizer of its table: accuracy, and which rows move."""
+    rows = []
+    for name, (title, fields) in product(names, TABLE_VARIANTS.items()):
+        dataset, recipe = datasets.load(name), recipes.recipe("stamp", name)
+        arguments = recipe.arguments | {"normalise": True}
+        fields = {"loss": "sampled-softmax", "loss_arguments": {"negatives": 512}, "l2": 0.0} | fields
+        config = replace(recipe.config, epochs=epochs, **fields)
+        train, test = config.examples(dataset.train), dataset.test_windows()
+        some = torch.linspace(0, len(test) - 1, min(examples, len(test))).long()
+        counts = click_counts(train)
+        torch.manual_seed(config.seed)
+        model = build("stamp", dataset.num_items, **arguments)
+        losses = [epoch["loss"] for epoch in fit(model, train, config, progress=False)]
+        found = evaluate(model, test[some])
+        torch.manual_seed(config.seed)
+        fresh = build("stamp", dataset.num_items, **arguments)
+        row = {"dataset": name, "items": dataset.num_items, "variant": title, "batch_size": config.batch_size}
+        row |= {"lr": config.lr, "examples": len(some), "losses": losses, "metrics": found.metrics} | fields
+        row["groups"] = found.by_popularity(counts, POPULARITY)
+        rows.append(row | _movement(*row_movement(fresh, train, config, steps)))
+    return {"table_optimizers": rows}
+
+
+def _movement(moved: Tensor, named: Tensor) -> dict:
+    """Of the later half of the steps: rows named and rows moved in a step, and the path of rows that no step named."""
+    late = slice(len(moved) // 2, None)
+    moved, named = moved[late].double(), named[late]
+    return {
+        "rows_named": named.sum(1).double().mean().item(),
+        "rows_moved": (moved > 0).sum(1).double().mean().item(),
+        "path_unnamed": (moved[~named].sum() / moved.sum()).item(),
+    }
 
 
 def speed_study(models: list[str], names: list[str], steps: int = 20) -> list[dict]:

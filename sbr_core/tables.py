@@ -48,13 +48,17 @@ def _row(path: Path | None, record: dict | None) -> dict:
     return row
 
 
-def published_table(source: str, found: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
+def published_table(
+    source: str, found: pd.DataFrame, table: str | None = None, ran_on: dict[str, str] | None = None
+) -> pd.DataFrame:
     """Every number that a work prints with ours beside it, in the order in which it prints them.
 
     Args:
         source: tagnn, tagnnpp_v1, tagnnpp_v3, lgsr or scalable_losses.
         found: what `load` returned.
         table: one of the work's tables; None for all.
+        ran_on: dataset of the work -> the dataset whose runs stand beside it, where its authors used another
+            preparation than the name says (TAGNN++ has yoochoose1_64_dgtn for yoochoose1_64).
 
     Returns:
         Columns table, method, dataset, metric, published, as published, honest, low, high, difference (as published
@@ -68,7 +72,8 @@ def published_table(source: str, found: pd.DataFrame, table: str | None = None) 
     rows = rows[(rows.source == source) & (True if table is None else rows.table == table)]
     if rows.empty:
         raise ValueError(f"nothing is printed in {source!r}, table {table!r}; the works are {', '.join(known)}")
-    ours = [_ours(found, row.method, row.dataset, row.metric) for row in rows.itertuples()]
+    where = ran_on or {}
+    ours = [_ours(found, row.method, where.get(row.dataset, row.dataset), row.metric) for row in rows.itertuples()]
     result = rows.rename(columns={"value": "published"}).drop(columns="source").reset_index(drop=True)
     result = pd.concat([result, pd.DataFrame(ours)], axis=1)
     result["difference"] = result["as published"] - result["published"]
@@ -101,6 +106,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 def styled(table: pd.DataFrame, dataset: str, name: str) -> Styler:
     """The rows of `published_table` on one dataset as a page shows them: a line a method, empty cells where no run is.
 
+    Behind ± stands half the width of the 95 % interval.
+
     Args:
         name: unique on its page (the identity of the HTML table; a random one would change at every run).
     """
@@ -108,11 +115,13 @@ def styled(table: pd.DataFrame, dataset: str, name: str) -> Styler:
     wide = {}
     for metric in METRICS:
         part = rows[rows.metric == metric].set_index("method")
-        wide[metric, "published"] = part["published"].map("{:.2f}".format)
+        wide[metric, "printed"] = part["published"].map("{:.2f}".format)
         wide[metric, "as published"] = part["as published"].map(_number)
         wide[metric, "honest"] = part.apply(_with_interval, axis=1)
         wide[metric, "Δ"] = part["difference"].map(lambda value: "" if np.isnan(value) else f"{value:+.2f}")
-    return pd.DataFrame(wide).rename_axis(index=None).style.set_uuid(name)
+    wide["", "seeds"] = part["seeds"].map(lambda count: str(count) if count else "")
+    style = pd.DataFrame(wide).rename_axis(index=None).style.set_properties(**{"white-space": "nowrap"})
+    return style.set_table_attributes('class="dataframe" style="font-size: 80%"').set_uuid(name)
 
 
 def _number(value: float) -> str:
@@ -120,7 +129,7 @@ def _number(value: float) -> str:
 
 
 def _with_interval(row: pd.Series) -> str:
-    return "" if np.isnan(row.honest) else f"{row.honest:.2f} [{row.low:.1f}, {row.high:.1f}]"
+    return "" if np.isnan(row.honest) else f"{row.honest:.2f} ± {(row.high - row.low) / 2:.2f}"
 
 
 @dataclass(frozen=True)

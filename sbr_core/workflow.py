@@ -4,7 +4,11 @@ import time
 import warnings
 from pathlib import Path
 
+import torch
+
 from sbr_core import bench as benchmarks
+from sbr_core import retrieval
+from sbr_core.batches import length_order
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate as rank_all
 from sbr_core.models.base import CountingModel
@@ -122,3 +126,27 @@ def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> 
     config = recipe.config
     train_part, test = config.examples(dataset.train).to(device), config.truncate(dataset.test_windows()).to(device)
     return {"model": recipe.model, "dataset": dataset.name} | benchmarks.bench(model, train_part, test, config, steps)
+
+
+@torch.no_grad()
+def index(checkpoint: Path, dataset: Dataset, output: Path, kind: str, effort: int, k: int, asked: int = 1000) -> dict:
+    """Write an index of a trained model's item vectors; how much of the exact shelves of `k` it finds, and how fast.
+
+    Measured on the first `asked` test examples of the dataset.
+    """
+    model = Recommender.load(checkpoint).model
+    found = retrieval.Index(model, kind, effort)
+    windows = dataset.test_windows()
+    if windows.num_items != model.num_items:
+        raise ValueError(f"{checkpoint} has {model.num_items} items and {dataset.name} {windows.num_items}")
+    windows = windows[:asked]
+    query = torch.cat([model.search_query(model.encode(b)) for b in length_order(windows, 256).batches(windows)])
+    items = retrieval.item_vectors(model)
+    begun = time.perf_counter()
+    _, exact = retrieval.exact_top(query, items, k)
+    between = time.perf_counter()
+    _, ids = found.top(query, k)
+    took = {"exact_ms": between - begun, "index_ms": time.perf_counter() - between}
+    report = {"items": len(items), "kind": kind, "effort": effort, f"recall@{k}": retrieval.recall(ids, exact)}
+    report |= {name: 1e3 * seconds / len(query) for name, seconds in took.items()}
+    return report | {"output": str(found.save(output))}

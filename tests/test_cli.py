@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 
-from sbr_core import checkpoints, cli, datasets, recipes, workflow
+from sbr_core import checkpoints, cli, datasets, recipes, synthetic, workflow
 from sbr_core.recommend import Recommender
 from sbr_core.train import TrainConfig
 
@@ -181,6 +181,13 @@ def test_recommend_answers_with_items_and_scores(trained, sbr_json):
     )
 
 
+def test_index_is_written_and_measured(trained, sbr_json, tmp_path):
+    faiss = pytest.importorskip("faiss", reason="faiss is an optional extra: pip install 'sbr-core[index]'")
+    found = sbr_json("index", "--checkpoint", trained[0], "--output", tmp_path / "items.faiss", "--kind", "flat")
+    assert found["recall@20"] > 0.999 and found["items"] == DEMO.num_items
+    assert faiss.read_index(found["output"]).ntotal == DEMO.num_items
+
+
 def test_recommend_warns_on_stderr_of_clicks_it_does_not_know(trained, sbr):
     code, out, err = sbr("recommend", "--checkpoint", trained[0], "--session", "214,999999,55", "--json")
     assert code == 0 and err == "warning: 1 of 3 clicks are unknown to the model and skipped: 999999\n"
@@ -206,6 +213,31 @@ def test_bench_takes_a_loss_and_an_optimizer(sbr_json):
     options = ["--loss", "negative-sampling", "--optimizer", "rowwise-adagrad", "--l2", 0, "--steps", 1]
     found = sbr_json("bench", "--model", "stamp", *options, "--config", 'loss_arguments={"negatives": 9}')
     assert (found["loss"], found["table_optimizer"]) == ("negative-sampling", "rowwise-adagrad")
+    assert found["step_ms"] > 0 and found["peak_rss_mb"] > 50
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--table-optimizer", "rowwise-adam"], ("adam", "rowwise-adam")),
+        (["--optimizer", "adamw", "--table-optimizer", "adam"], ("adamw", "adam")),
+        (["--optimizer", "adam"], ("adam", "auto")),
+        (["--optimizer", "rowwise-adam"], ("adam", "rowwise-adam")),
+    ],
+)
+def test_the_table_has_an_optimizer_of_its_own(options, expected, sbr_json, monkeypatch):
+    seen = []
+    monkeypatch.setattr(workflow, "train", lambda recipe, *rest, **more: seen.append(recipe.config) or {})
+    assert sbr_json("train", "--model", "stamp", "--loss", "triplet", *options) == {}
+    assert (seen[0].optimizer, seen[0].table_optimizer) == expected and seen[0].loss == "triplet"
+
+
+def test_bench_names_a_generated_catalogue_by_its_size(sbr_json, monkeypatch):
+    generate = synthetic.large_catalogue
+    monkeypatch.setattr(synthetic, "large_catalogue", lambda count: generate(count, num_sessions=80))
+    options = ["--loss", "negative-sampling", "--table-optimizer", "sparse-adam", "--steps", 1]
+    found = sbr_json("bench", "--model", "stamp", "--dataset", "large:5000", *options)
+    assert found["parameters"] > 5000 * 100 and found["loss"] == "negative-sampling"
     assert found["step_ms"] > 0 and found["peak_rss_mb"] > 50
 
 

@@ -16,6 +16,7 @@ import sbr_core
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_NAMES = {"typing_extensions": "typing-extensions", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+IMPORT_NAMES |= {"faiss": "faiss-cpu"}
 
 
 def read(name: str) -> str:
@@ -73,7 +74,8 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_package_imports_only_what_it_declares():
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["index"]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
     used = set().union(*(imported(path) for path in (ROOT / "sbr_core").rglob("*.py")))
     optional = {"IPython", "triton"}  # only looked for where they are there
     assert {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in used - optional} <= declared

@@ -11,7 +11,7 @@ from sbr_core import train
 from sbr_core.config import TrainConfig
 from sbr_core.models import build
 from sbr_core.optim import make_clip, make_optimizers
-from sbr_core.rowwise import RowwiseAdagrad, RowwiseAdam, SparseAdam
+from sbr_core.rowwise import EveryRowAdam, RowwiseAdagrad, RowwiseAdam, SparseAdam
 from sbr_core.table import lookup
 from sbr_core.train import fit
 
@@ -82,6 +82,25 @@ def test_sparse_adam_is_torchs():
             lookup(table, torch.tensor(rows)).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(*tables, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_adam_of_every_row_takes_a_sparse_gradient_for_a_dense_one(l2):
+    """A row that was named once goes on by its momentum; one that never was, by its decay alone."""
+    tables = [nn.Parameter(torch.linspace(1, 2, V * D).double().view(V, D)) for _ in range(2)]
+    before = tables[0].detach().clone()
+    optimizers = [EveryRowAdam([tables[0]], lr=0.1, l2=l2), torch.optim.Adam([tables[1]], lr=0.1, weight_decay=l2)]
+    for step, rows in enumerate(STEPS):
+        for table, optimizer in zip(tables, optimizers, strict=True):
+            table.grad = None
+            lookup(table, torch.tensor(rows)).square().sum().backward()
+            if table is tables[1]:
+                table.grad = table.grad.to_dense()
+            held = table.detach().clone()
+            optimizer.step()
+            assert step < 2 or (table[4] != held[4]).all()  # looked up in the first two steps only
+    torch.testing.assert_close(*tables, rtol=0, atol=1e-12)
+    assert (tables[0][0] != before[0]).all() == (l2 > 0)
 
 
 def test_the_state_is_one_number_a_row():
@@ -160,6 +179,7 @@ def test_the_optimizers_of_a_configuration():
     assert kinds(table_optimizer="rowwise-adam", l2=0.1) == [RowwiseAdam, torch.optim.Adam]  # all rows are touched
     (table,) = make_optimizers(model, sparse_table=True, l2=0.1, table_l2="touched")[0].param_groups
     (rest,) = make_optimizers(model, sparse_table=True, l2=0.1, table_l2="touched")[1].param_groups
+    assert kinds(sparse_table=True, table_optimizer="adam", l2=0.1) == [EveryRowAdam, torch.optim.Adam]
     assert table["l2"] == rest["weight_decay"] == 0.1 and table["params"] == [model.table]
 
 

@@ -1,14 +1,19 @@
 """Sampled losses: loops over rows and candidates, the invariants and optima of the specs, candidates, refusals."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from sbr_core import sampled_losses as sl
-from sbr_core.losses import LOSSES, FullSoftmax, Scores
+from sbr_core import row_losses as sl
+from sbr_core.config import TrainConfig
+from sbr_core.losses import LOSSES, FullSoftmax, Scores, make_loss
+from sbr_core.models import build
 from sbr_core.models.base import SessionModel
-from sbr_core.sampled_losses import GBCE, Drawn, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
+from sbr_core.row_losses import Drawn
+from sbr_core.sampled_losses import GBCE, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
+from sbr_core.sessions import Sessions
 
 V, COUNTS = 12, torch.tensor([3, 1, 5, 9, 1, 2, 7, 4, 4, 30, 6, 8])
 TARGET = torch.tensor([3, 9, 3])
@@ -190,7 +195,7 @@ def test_the_corrected_denominator_is_right_on_average_and_the_standard_one_is_n
     every = scores().detach().exp()
     others = every.sum(1) - every[torch.arange(3), TARGET]
     for alpha in (0.0, 0.7):
-        loss = SampledSoftmax(4, alpha=alpha, counts=COUNTS)
+        loss = SampledSoftmax(4, alpha=alpha, correction="corrected", counts=COUNTS)
         found = torch.zeros(3, dtype=torch.float64)
         for _ in range(4000):
             drawn = loss.draw(scores, TARGET)
@@ -264,7 +269,7 @@ def test_the_in_batch_softmax_takes_the_other_rows_targets(correction, mask_hits
 
 
 def test_every_other_item_once_is_the_full_softmax(scores, monkeypatch):
-    loss = SampledSoftmax(V - 1, alpha=0.0, counts=COUNTS)
+    loss = SampledSoftmax(V - 1, alpha=0.0, correction="corrected", counts=COUNTS)
     monkeypatch.setattr(loss.noise, "draw", lambda *shape: torch.arange(V))
     full = FullSoftmax(form="plain")(scores, TARGET)
     torch.testing.assert_close(loss(scores, TARGET), full, rtol=0, atol=1e-6)  # the corrected one, by the mean
@@ -309,6 +314,42 @@ def test_the_optimum_of_negative_sampling(alpha, logq, monkeypatch):
     torch.testing.assert_close(model.table.detach(), expected.double(), rtol=0, atol=1e-5)
     ranks_like_p = torch.equal(model.table.sort(dim=1, stable=True).indices[:2], p.sort(dim=1, stable=True).indices[:2])
     assert ranks_like_p == (alpha == 0 or logq)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("correction", sl.CORRECTIONS)
+def test_the_standard_softmax_is_least_at_the_law_for_every_number_of_negatives(correction, k):
+    """All draws, each by its probability: the expected gradient at ln p vanishes, but not that of the other forms."""
+    p, q = (torch.tensor(x).double() / sum(x) for x in ([8, 6, 3, 2, 1], [1, 2, 4, 5, 8]))
+    rows = torch.tensor(list(product(range(5), repeat=1 + k)))  # the truth, then its negatives
+    weight = p[rows[:, 0]] * q[rows[:, 1:]].prod(1)
+    s = p.log().requires_grad_()
+    kept = torch.ones(len(rows), k, dtype=torch.bool)
+    drawn = Drawn(s[rows[:, 0]], s[rows[:, 1:]], kept, rows[:, 1:])
+    value = sl.sampled_cross_entropy(drawn, q.log()[rows[:, 1:]], q.log()[rows[:, 0]], correction, masked=False)
+    (value * weight).sum().backward()
+    assert (s.grad.abs().max() < 1e-12) == (correction == "standard")
+
+
+def test_without_hits_the_optimum_of_negative_sampling_is_the_logit():
+    """Every target with each of the other items once: uniform noise that never is the truth."""
+    p = torch.tensor([8, 6, 3, 2, 1]).double() / 20
+    s = (p.logit() + math.log(4)).requires_grad_()
+    target, ids = torch.arange(5), torch.arange(5)
+    drawn = Drawn(s[target], s[ids].expand(5, 5), ids != target[:, None], ids)
+    (sl.negative_sampling(drawn) * p).sum().backward()
+    torch.testing.assert_close(s.grad, torch.zeros_like(p), rtol=0, atol=1e-12)
+
+
+def test_a_small_catalogue_has_all_other_items_as_negatives_by_default():
+    assert NegativeSampling(counts=COUNTS).negatives == V - 1
+    assert SampledSoftmax(counts=torch.ones(600, dtype=torch.long)).negatives == 512
+
+
+def test_the_other_rows_targets_come_as_often_as_items_are_targets():
+    windows = Sessions.from_lists([[0, 1, 2], [0, 2], [0, 2, 1, 1]], 3).prefixes()
+    loss = make_loss(build("stamp", 3), TrainConfig(loss="in-batch"), windows)
+    assert loss.noise.log_q(torch.arange(3)).exp().tolist() == pytest.approx([0, 3 / 6, 3 / 6])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, InBatchSoftmax])

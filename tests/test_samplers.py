@@ -5,7 +5,7 @@ import torch
 from toys import random_sessions
 
 from sbr_core import samplers
-from sbr_core.samplers import Negatives, Noise, accidental_hits, click_counts
+from sbr_core.samplers import Negatives, Noise, accidental_hits, click_counts, target_counts
 
 COUNTS = torch.tensor([0, 1, 4, 0, 9, 16, 0])
 
@@ -72,6 +72,12 @@ def test_clicks_are_counted_once_each(part):
     assert click_counts(windows).tolist() == [clicks.count(item) for item in range(30)]
 
 
+def test_targets_are_counted_once_for_every_example():
+    sessions = random_sessions(40, seed=3, shortest=2)
+    later = [item for i in range(len(sessions)) for item in sessions[i][1:]]
+    assert target_counts(sessions.prefixes()).tolist() == [later.count(item) for item in range(30)]
+
+
 def test_accidental_hits_of_shared_and_of_own_candidates():
     target = torch.tensor([3, 1])
     assert accidental_hits(torch.tensor([3, 1, 3, 0]), target).tolist() == [
@@ -108,7 +114,7 @@ def test_noise_has_any_shape_and_depends_on_seed_epoch_and_step_alone():
 
 
 @pytest.mark.parametrize("make", [Noise, lambda counts, alpha: Negatives(counts, 3, alpha)])
-@pytest.mark.parametrize("alpha", [-0.5, float("-inf")])
-def test_a_negative_power_is_refused(make, alpha):
+@pytest.mark.parametrize("alpha", [-0.5, float("-inf"), float("nan"), float("inf")])
+def test_a_power_that_is_negative_or_no_number_is_refused(make, alpha):
     with pytest.raises(ValueError, match=f"alpha must be 0 .uniform. or more .*got {alpha}"):
         make(COUNTS, alpha)

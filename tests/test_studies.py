@@ -1,12 +1,17 @@
 """The book's measurements: what collides is counted right, and the others return what the book reads."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
-from toys import random_clicks
+import pytest
+import torch
+from toys import chain, random_clicks
 
 from sbr_core import studies
+from sbr_core.config import TrainConfig
 from sbr_core.datasets import load
+from sbr_core.models import build
 from sbr_core.sessions import Sessions
 
 CLICKS = [[1, 2, 1, 2, 1, 3], [1, 2, 1, 3, 4], [1, 1, 1, 5], [3, 2, 1], [2, 3, 1]]
@@ -57,3 +62,29 @@ def test_the_study_of_speed_measures_each_system_in_its_own_process():
 def test_the_study_of_the_softmax_has_a_row_per_catalogue():
     rows = studies.softmax_study((50, 60))["softmax"]
     assert [row["num_items"] for row in rows] == [50, 60]
+
+
+@pytest.mark.parametrize("table_optimizer", ["sparse-adam", "rowwise-adam", "adam"])
+def test_only_adam_moves_rows_that_a_step_does_not_name(table_optimizer):
+    train = chain(60, 40).prefixes()
+    fields = {"loss": "negative-sampling", "loss_arguments": {"negatives": 3}, "table_optimizer": table_optimizer}
+    torch.manual_seed(0)
+    model = build("stamp", 60, dim=6)
+    moved, named = studies.row_movement(model, train, TrainConfig(batch_size=4, l2=0.0, block=1, **fields), 8)
+    assert moved.shape == named.shape == (8, 61) and (moved[named] > 0).all()
+    assert 4 < named.sum(1).double().mean() < 40
+    before = named.cumsum(0) - named.long() > 0  # named by an earlier step
+    assert (moved[~named & ~before] == 0).all()
+    assert (moved[~named & before] > 0).all() if table_optimizer == "adam" else (moved[~named] == 0).all()
+
+
+def test_the_study_of_table_optimizers_measures_accuracy_and_movement(monkeypatch):
+    demo = load("demo")
+    small = replace(demo, train=demo.train.select(0, 400), test=demo.test.select(0, 60))
+    monkeypatch.setattr(studies.datasets, "load", lambda name: small)
+    monkeypatch.setattr(studies, "TABLE_VARIANTS", {"SparseAdam": {"loss_arguments": {"negatives": 4}}})
+    (row,) = studies.table_study(["demo"], epochs=2, examples=50, steps=6)["table_optimizers"]
+    assert row["examples"] == sum(group["examples"] for group in row["groups"]) == 50 and len(row["losses"]) == 2
+    assert row["rows_named"] == row["rows_moved"] > 4 and row["path_unnamed"] == 0
+    weighted = sum(group["examples"] * group.get("MRR@20", 0) for group in row["groups"]) / 50
+    assert row["metrics"]["MRR@20"] == pytest.approx(weighted)

@@ -64,7 +64,7 @@ def test_a_missing_run_is_an_empty_cell(folder):
     assert narm["seeds"] == 0
     shown = tables.styled(table, "diginetica", "t1").data
     assert shown.loc["NARM", ("HR@20", "honest")] == shown.loc["NARM", ("HR@20", "Δ")] == ""
-    assert shown.loc["TAGNN", ("HR@20", "honest")] == "50.00 [49.0, 51.0]"
+    assert shown.loc["TAGNN", ("HR@20", "honest")] == "50.00 ± 1.00"
     assert shown.loc["TAGNN", ("MRR@20", "as published")] == "18.00"
     empty = tables.published_table("lgsr", tables.load(folder / "nothing"))
     assert empty.seeds.eq(0).all() and empty.published.notna().all()
@@ -129,3 +129,14 @@ def test_the_interval_of_a_mean_is_that_of_student():
     draws = np.random.default_rng(0).normal(10, 2, (4000, 5))
     inside = [low <= 10 <= high for low, high in map(tables.mean_interval, draws)]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_work_that_ran_on_another_preparation_is_shown_beside_that(folder):
+    path = folder / records.file_name("tagnn++", "yoochoose1_64_dgtn", 0, "")
+    path.write_text(json.dumps(record("tagnn++", "yoochoose1_64_dgtn", hr=72.0)))
+    found = tables.load(folder)
+    table = tables.published_table("tagnnpp_v3", found, "Table II", {"yoochoose1_64": "yoochoose1_64_dgtn"})
+    assert cell(table, "TAGNN++", "yoochoose1_64")["as published"] == 72.0
+    assert cell(table, "TAGNN++ - AGC", "yoochoose1_64")["seeds"] == 0
+    shown = tables.styled(table, "yoochoose1_64", "t2").data
+    assert shown["", "seeds"].tolist() == ["1", "", "", "", ""]

@@ -1,0 +1,107 @@
+"""Claims are judged by the runs that both systems have: paired where ranks are kept, empty where a run is missing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sbr_core import claims, records, tables
+from sbr_core.claims import HELD, MISSING, NOT_HELD, OPEN, Claim
+
+SESSION = torch.arange(600) // 3
+
+
+def put(folder, system, ranks=None, seed=0, dataset="demo", mrr=20.0, half=0.5):
+    """A record in the folder, with its ranks if given; the metrics are then those of the ranks."""
+    if ranks is not None:
+        mrr = 100 * (1 / ranks).where(ranks <= 20, torch.tensor(0.0)).mean().item()
+    name, _, variant = system.partition("--")
+    honest = {"epoch": 1} | {key: mrr for key in ("HR@20", "MRR@20")}
+    honest |= {f"{key} interval": [mrr - half, mrr + half] for key in ("HR@20", "MRR@20")}
+    found = {
+        "schema": records.SCHEMA, "system": name, "variant": variant, "dataset": dataset, "seed": seed,
+        "as_published": {"HR@20": mrr, "MRR@20": mrr}, "honest": honest, "runs": {"final": [{"seconds": 1.0}]},
+        "device": "CPU", "peak_rss_mb": 1.0,
+    }  # fmt: skip
+    path = folder / records.file_name(name, dataset, seed, variant)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found))
+    if ranks is not None:
+        records.write_ranks(records.ranks_path(path), ranks, SESSION)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    base = torch.randint(1, 60, (600,)).float()
+    put(tmp_path, "sr-gnn", base)
+    put(tmp_path, "tagnn", torch.where(torch.rand(600) < 0.3, (base / 2).ceil(), base))
+    put(tmp_path, "narm", base[torch.randperm(600)])
+    put(tmp_path, "tagnn--average", base + 30)
+    put(tmp_path, "stamp", mrr=30.0, dataset="diginetica")
+    put(tmp_path, "gru4rec", mrr=31.0, dataset="diginetica")
+    put(tmp_path, "pop", mrr=5.0, dataset="diginetica")
+    return tmp_path
+
+
+def said(claim, folder, dataset="demo"):
+    return claims.judge(claim, tables.load(folder), dataset, "MRR@20")
+
+
+def test_a_claim_is_judged_by_the_paired_difference(folder):
+    row = said(Claim("better than SR-GNN", "tagnn", "sr-gnn"), folder)
+    ranks = {name: records.read_ranks(folder / f"{name}--demo--seed0.json")[0] for name in ("tagnn", "sr-gnn")}
+    paired = tables.compare(ranks["tagnn"], ranks["sr-gnn"], SESSION, resamples=500)
+    assert (row["verdict"], row["basis"], row["against"]) == (HELD, "paired", "sr-gnn")
+    assert [row["difference"], row["low"], row["high"]] == pytest.approx([paired.difference, paired.low, paired.high])
+    assert said(Claim("the reverse", "sr-gnn", "tagnn"), folder)["verdict"] == NOT_HELD
+    assert said(Claim("as good as a shuffle", "sr-gnn", "narm"), folder)["verdict"] == OPEN
+
+
+def test_variants_are_named_as_their_records_are(folder):
+    assert said(Claim("the full model beats the mean", "tagnn", "tagnn--average"), folder)["verdict"] == HELD
+    assert claims.runs_of(tables.load(folder), "tagnn", "demo").variant.tolist() == [""]
+
+
+def test_a_claim_against_several_wants_all_of_them(folder):
+    both = said(Claim("c", "tagnn", ("sr-gnn", "tagnn--average")), folder)
+    assert both["verdict"] == HELD and both["against"] == "sr-gnn"
+    lost = said(Claim("c", "sr-gnn", ("tagnn--average", "tagnn", "lgsr")), folder)
+    assert lost["verdict"] == NOT_HELD and lost["against"] == "tagnn" and lost["missing"] == ("lgsr",)
+    short = said(Claim("c", "tagnn", ("sr-gnn", "lgsr")), folder)
+    assert short["verdict"] == MISSING and short["missing"] == ("lgsr",) and short["difference"] > 0
+    absent = said(Claim("c", "lgsr", ("sr-gnn", "tagnn")), folder)
+    assert absent["verdict"] == MISSING and absent["missing"] == ("lgsr",) and np.isnan(absent["difference"])
+
+
+def test_without_ranks_the_intervals_of_both_are_added(folder):
+    row = said(Claim("c", "gru4rec", "stamp"), folder, "diginetica")
+    assert row["basis"] == "intervals" and row["verdict"] == HELD
+    assert [row["low"], row["high"]] == pytest.approx([1 - np.hypot(0.5, 0.5), 1 + np.hypot(0.5, 0.5)])
+    put(folder, "gru4rec", mrr=30.6, dataset="diginetica")
+    assert said(Claim("c", "gru4rec", "stamp"), folder, "diginetica")["verdict"] == OPEN
+
+
+def test_several_seeds_widen_the_interval_by_their_own(folder):
+    for seed, (a, b) in enumerate([(31.0, 30.0), (31.4, 30.0), (30.6, 30.0)]):
+        put(folder, "gru4rec", mrr=a, dataset="diginetica", seed=seed)
+        put(folder, "stamp", mrr=b, dataset="diginetica", seed=seed)
+    found = claims.difference(tables.load(folder), "gru4rec", "stamp", "diginetica")
+    of_seeds = 4.303 * np.std([1.0, 1.4, 0.6], ddof=1) / np.sqrt(3)
+    assert found.difference == pytest.approx(1.0) and found.basis == "intervals, 3 seeds"
+    assert found.high - found.difference == pytest.approx(np.hypot(np.hypot(0.5, 0.5), of_seeds))
+    put(folder, "narm", mrr=1.0, dataset="diginetica", seed=7)
+    assert claims.difference(tables.load(folder), "gru4rec", "narm", "diginetica") is None
+
+
+def test_the_table_of_verdicts(folder):
+    asked = [Claim("first", "tagnn", "sr-gnn"), Claim("second", "stamp", "pop")]
+    table = claims.judged(asked, tables.load(folder), ["demo", "diginetica"], ["MRR@20"])
+    assert table.verdict.tolist() == [HELD, MISSING, MISSING, HELD]
+    assert claims.tally(table) == {HELD: 2, NOT_HELD: 0, OPEN: 0, MISSING: 2}
+    shown = claims.styled(table, "t1", {"demo": "Demo"})
+    assert shown.data.columns.tolist() == [("Demo", "MRR@20"), ("diginetica", "MRR@20")]
+    assert shown.data.loc["second"].tolist() == [MISSING, "held<br>+25.00"]
+    assert shown.data.index.tolist() == ["first", "second"]
+    assert claims.COLOURS[HELD] in shown.to_html()

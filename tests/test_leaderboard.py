@@ -1,0 +1,94 @@
+"""The leaderboard's directives: rows and links from records, what is missing, pictures only of what is known."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_tables import record
+
+from sbr_core import records
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name):
+    """A module of the book's extensions."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+leaderboard = load("leaderboard")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    results = tmp_path / "results"
+    for found in (
+        record("sr-gnn", "diginetica", mrr=17.0),
+        record("tagnn", "diginetica", mrr=18.0),
+        record("tagnn++", "diginetica", variant="without-agc", mrr=19.0),
+        record("stamp", "demo", seed=3),
+    ):
+        path = results / records.file_name(found["system"], found["dataset"], found["seed"], found["variant"])
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(json.dumps(found))
+    speeds = [{"model": "tagnn", "dataset": "diginetica", "examples_per_second": 500.0}]
+    (results / "studies").mkdir()
+    (results / "studies" / "speed.json").write_text(json.dumps(speeds))
+    (tmp_path / "plan.toml").write_text('[[rows]]\nsystems = ["stamp"]\ndatasets = ["demo"]\nseeds = [0, 3]\n')
+    return results
+
+
+def test_a_row_a_record_the_best_first(folder):
+    board = leaderboard.board(folder)
+    assert board.system.tolist() == ["tagnn++ (without-agc)", "tagnn", "sr-gnn", "stamp"]
+    row = board.iloc[1]
+    assert (row["HR@20"], row["± HR"], row["best HR@20"], row["MRR@20"], row["best MRR@20"]) == (49, 1, 50, 17, 18)
+    assert row["repeat"] == "<code>sbr replicate --models tagnn --datasets diginetica --seeds 0</code>"
+    assert row.minutes == pytest.approx(40 / 60) and row["examples/s"] == 6.0
+    for line in board.record:
+        assert (folder.parent / line.split('"')[1]).exists()
+
+
+def test_only_systems_with_a_price_are_drawn(folder):
+    assert leaderboard.points(folder, "diginetica") == {"tagnn": (2.0, 17.0)}
+    assert leaderboard.points(folder, "demo") == {}
+    assert leaderboard.drawn({"tagnn": (2.0, 17.0), "sr-gnn": (1.0, 16.0)}).startswith('<svg style="max-width: 100%"')
+
+
+def page(cls, folder, **attributes):
+    directive = cls.__new__(cls)
+    noted = []
+    environment = SimpleNamespace(srcdir=str(folder.parent), note_dependency=noted.append)
+    settings = SimpleNamespace(env=environment)
+    directive.state = SimpleNamespace(document=SimpleNamespace(settings=settings))
+    for name, value in attributes.items():
+        setattr(directive, name, value)
+    (node,) = directive.run()
+    return node.astext(), noted
+
+
+def test_the_pages_hold_their_code_and_need_no_network(folder):
+    text, noted = page(leaderboard.Leaderboard, folder)
+    assert "4 records: 3 on diginetica, 1 on demo." in text and 'id="table-of-records"' in text
+    assert "https://www.unpkg.com" not in text and text.count("injectModule(") == 2
+    assert str(folder / "variants" / "tagnn++--without-agc--diginetica--seed0.json") in noted
+    text, _ = page(leaderboard.MissingRuns, folder)
+    assert "1 runs are missing" in text and "--models stamp --datasets demo --seeds 0" in text
+    text, _ = page(leaderboard.Pareto, folder, arguments=["diginetica"], content=["What to see."])
+    assert "<svg" in text and "What to see." in text and "1 systems on diginetica" in text
+    text, _ = page(leaderboard.Pareto, folder, arguments=["demo"], content=[])
+    assert text == "<p>On demo nothing has both a record and a measured speed yet.</p>"
+
+
+def test_records_lie_beside_the_page(folder, tmp_path):
+    app = SimpleNamespace(
+        srcdir=str(folder.parent), outdir=str(tmp_path / "out"), builder=SimpleNamespace(format="html")
+    )
+    leaderboard.copy_records(app, None)
+    there = sorted(path.name for path in (tmp_path / "out" / "results").rglob("*.json"))
+    assert there == sorted(path.name for path in folder.rglob("*.json") if path.parent.name != "studies")

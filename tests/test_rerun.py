@@ -1,0 +1,58 @@
+"""The runs of a chapter made again: the plan's variants on any dataset, and the command of every missing record."""
+
+import numpy as np
+import pytest
+
+from sbr_core import plan, records, rerun
+from sbr_core.recipes import recipe
+
+PLAN = """
+[[rows]]
+why = "first"
+systems = ["tagnn"]
+datasets = ["yoochoose1_64"]
+
+[[rows]]
+systems = ["tagnn"]
+datasets = ["yoochoose1_64"]
+variant = "average"
+arguments = {readout = "Avg"}
+config = {l2 = 0.5}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
+    return tmp_path / "plan.toml"
+
+
+def test_a_variant_is_carried_to_another_dataset(path):
+    plain, varied, again = rerun.jobs_for(["tagnn", "tagnn--average"], "demo", [0], 1, path) + rerun.jobs_for(
+        ["stamp"], "demo", [3]
+    )
+    here = recipe("tagnn", "demo")
+    assert plain.recipe.arguments == here.arguments and plain.recipe.config.epochs == 1
+    assert varied.recipe.arguments == here.arguments | {"readout": "Avg"} and varied.recipe.variant == "average"
+    assert (varied.recipe.config.l2, varied.recipe.config.lr) == (0.5, here.config.lr)
+    assert varied.file == records.file_name("tagnn", "demo", 0, "average")
+    assert again.recipe == recipe("stamp", "demo") and again.seed == 3
+
+
+def test_a_variant_that_no_plan_defines_is_refused(path):
+    with pytest.raises(ValueError, match="no variant 'tagnn--sum'; it has tagnn--average"):
+        rerun.jobs_for(["tagnn--sum"], "demo", path=path)
+    with pytest.raises(ValueError, match="there is no model 'tagnnn'"):
+        rerun.jobs_for(["tagnnn"], "demo", path=path)
+
+
+def test_what_is_missing_comes_with_its_command(path, tmp_path):
+    jobs = plan.read(path)
+    (tmp_path / jobs[0].file).write_text("{}")
+    found = rerun.missing(jobs[:1], tmp_path / "elsewhere")
+    assert found.command.tolist() == ["sbr replicate --models tagnn --datasets yoochoose1_64 --seeds 0"]
+    assert found.why.tolist() == ["first"] and np.isnan(found.minutes[0]) and found.time.tolist() == ["unknown"]
+    rest = rerun.missing(jobs[1:], tmp_path)
+    assert rest.system.tolist() == ["tagnn (average)"]
+    assert rest.command.tolist() == ["sbr replicate --plan book/plan.toml"]
+    assert rerun.missing([], tmp_path).empty

@@ -1,0 +1,57 @@
+"""The cost of a step against the catalogue: what is measured, what is not tried, and the slope."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sbr_core import scaling
+
+
+def test_a_step_is_measured_with_its_memory():
+    form = scaling.FORMS["negative sampling"]
+    row = scaling.step_cost("stamp", 3000, form, batch_size=50, dim=8, steps=2, sessions=500)
+    assert row["items"] == 3000 and row["steps"] == 2 and row["seconds_per_1000"] > 0
+    assert row["peak_rss_mb"] > row["peak_model_mb"] >= 0
+
+
+def test_what_does_not_fit_is_not_tried():
+    assert scaling.needed_bytes("full softmax, plain", 10**7) > scaling.LIMIT_BYTES
+    assert scaling.needed_bytes("negative sampling, row-wise", 10**7) == 4 * 64 * 10**7 < scaling.LIMIT_BYTES
+    assert scaling.needed_bytes("full softmax", 10**6) == 4 * 4 * 64 * 10**6
+
+
+class Here:
+    """Does at once what is submitted."""
+
+    def __init__(self, workers, context):
+        assert workers == 1 and context.get_start_method() == "spawn"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def submit(self, work, *arguments, **more):
+        found = work(*arguments, sessions=300, **more)
+        return SimpleNamespace(result=lambda: found)
+
+
+def test_the_study_runs_every_form_that_fits_in_its_own_process(monkeypatch):
+    forms = {name: scaling.FORMS[name] for name in ("full softmax", "triplet")}
+    monkeypatch.setattr(scaling, "FORMS", forms)
+    monkeypatch.setattr(scaling, "LIMIT_BYTES", 4 * 4 * 64 * 300.0)
+    monkeypatch.setattr(scaling, "ProcessPoolExecutor", Here)
+    rows = scaling.scale_study(("stamp",), (200, 400), steps=2)["scale"]
+    assert [(row["form"], row["items"]) for row in rows] == [("full softmax", 200), ("triplet", 200), ("triplet", 400)]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 0.5])
+def test_slope_of_a_power_law(power):
+    rows = [{"items": v, "seconds_per_1000": 3 * v**power} for v in (10, 1000, 10**6)]
+    assert scaling.slope(rows) == pytest.approx(power, abs=1e-12)
+
+
+def test_one_size_has_no_slope():
+    with pytest.raises(ValueError, match="at least two sizes"):
+        scaling.slope([{"items": 10, "seconds_per_1000": 1.0}])
