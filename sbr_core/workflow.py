@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sbr_core import bench as benchmarks
-from sbr_core import retrieval
+from sbr_core import item_index
 from sbr_core.batches import length_order
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate as rank_all
@@ -135,18 +135,18 @@ def index(checkpoint: Path, dataset: Dataset, output: Path, kind: str, effort: i
     Measured on the first `asked` test examples of the dataset.
     """
     model = Recommender.load(checkpoint).model
-    found = retrieval.Index(model, kind, effort)
+    found = item_index.Index(model, kind, effort)
     windows = dataset.test_windows()
     if windows.num_items != model.num_items:
         raise ValueError(f"{checkpoint} has {model.num_items} items and {dataset.name} {windows.num_items}")
     windows = windows[:asked]
     query = torch.cat([model.search_query(model.encode(b)) for b in length_order(windows, 256).batches(windows)])
-    items = retrieval.item_vectors(model)
+    items = item_index.item_vectors(model)
     begun = time.perf_counter()
-    _, exact = retrieval.exact_top(query, items, k)
+    _, exact = item_index.exact_top(query, items, k)
     between = time.perf_counter()
     _, ids = found.top(query, k)
     took = {"exact_ms": between - begun, "index_ms": time.perf_counter() - between}
-    report = {"items": len(items), "kind": kind, "effort": effort, f"recall@{k}": retrieval.recall(ids, exact)}
+    report = {"items": len(items), "kind": kind, "effort": effort, f"recall@{k}": item_index.recall(ids, exact)}
     report |= {name: 1e3 * seconds / len(query) for name, seconds in took.items()}
     return report | {"output": str(found.save(output))}

@@ -5,8 +5,8 @@ import torch
 from toys import random_sessions
 
 from sbr_core.batches import Batch
+from sbr_core.item_index import KINDS, Index, exact_top, item_vectors, recall
 from sbr_core.models import MODELS, build
-from sbr_core.retrieval import KINDS, Index, exact_top, item_vectors, recall
 
 V = 400
 
