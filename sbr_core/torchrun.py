@@ -1,4 +1,6 @@
-"""The command behind torchrun: train with the item table shared out over the processes that it starts::
+"""The command behind torchrun: train with the item table shared out over the processes that it starts.
+
+Example::
 
     torchrun --nproc-per-node 4 -m sbr_core.torchrun --model stamp --dataset large:1000000 \\
         --loss sampled-softmax --negatives 512 --epochs 1 --output runs/large
