@@ -269,13 +269,13 @@ def replicate(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position, speed or table-optimizers.")],
+    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position, speed, table-optimizers, scale.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import studies
+    from sbr_core import scaling, studies
     from sbr_core.models import MODELS, SessionModel
 
     names = datasets_.split(",")
@@ -285,6 +285,7 @@ def study(
         "softmax": studies.softmax_study,
         "every-position": lambda: studies.every_position_study(names),
         "table-optimizers": lambda: studies.table_study(names),
+        "scale": scaling.scale_study,
         "speed": lambda: studies.speed_study(models.split(",") if models else neural, names),
     }
     if name not in known:

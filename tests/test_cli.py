@@ -397,3 +397,11 @@ def test_ctrl_c_saves_exits_130_and_the_same_command_continues(sbr_json, tmp_pat
     assert continued["best"] == straight["best"] and continued["epochs"][0]["loss"] == straight["epochs"][0]["loss"]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("stopped", "straight")]
     assert files[0] == files[1]
+
+
+def test_a_study_is_written_where_it_is_wanted(sbr, tmp_path, monkeypatch):
+    monkeypatch.setattr("sbr_core.scaling.scale_study", lambda: {"scale": [1, 2]})
+    path = tmp_path / "new" / "scale.json"
+    assert sbr("study", "scale", "--output", path)[0] == 0 and json.loads(path.read_text()) == {"scale": [1, 2]}
+    code, _, err = sbr("study", "scales")
+    assert code == 1 and "there is no study 'scales'; the studies are collisions" in err
