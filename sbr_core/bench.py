@@ -85,7 +85,8 @@ def _candidates(loss, batch_size: int) -> int:
 
 
 def bench_tasks(run: Run, steps: int, warmup: int) -> dict:
-    """For every auxiliary task of a model: median milliseconds of a step, pairs a second, and steps of an epoch."""
+    """For every auxiliary task of a model: median milliseconds of a step, pairs a second, and steps of an epoch; and
+    what the tasks of an epoch add to the milliseconds of an example."""
     found = {}
     for name, task in run.tasks.items():
         of_epoch, times = task.steps([]), []
@@ -99,6 +100,8 @@ def bench_tasks(run: Run, steps: int, warmup: int) -> dict:
                 f"{name}_pairs_per_second": task.size / ms * 1e3,
                 f"{name}_steps": of_epoch,
             }
+            share = ms * of_epoch / len(run.train)
+            found["task_ms_per_example"] = found.get("task_ms_per_example", 0.0) + share
     return found
 
 

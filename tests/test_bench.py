@@ -9,6 +9,7 @@ from toys import chain
 from sbr_core import bench
 from sbr_core.models.counting import Markov
 from sbr_core.models.gru4rec import GRU4Rec
+from sbr_core.models.lgsr import LGSR
 from sbr_core.train import TrainConfig
 
 V = 20
@@ -129,3 +130,13 @@ def test_of_a_large_catalogue_some_examples_are_evaluated(monkeypatch):
     assert bench.bench_evaluation(GRU4Rec(V, 8), WINDOWS)["examples"] == 200
     monkeypatch.setattr(bench, "MANY_SCORES", 200 * V - 1)
     assert bench.bench_evaluation(GRU4Rec(V, 8), WINDOWS)["examples"] == 49
+
+
+def test_an_auxiliary_task_adds_its_share_to_the_price_of_an_example(monkeypatch):
+    monkeypatch.setattr(bench, "_timed", lambda work, device: work() or 4.0)
+    model = LGSR(V, 8, g=2, rounds=1, length=6, window=2, negatives=4, pairs=50)
+    model.prepare(SESSIONS)
+    found = bench.bench_training(model, WINDOWS, CONFIG, steps=2, warmup=1)
+    (task,) = model.auxiliary_tasks()
+    assert found["skip-gram_steps"] == task.steps([]) > 2 and found["skip-gram_step_ms"] == 4.0
+    assert found["task_ms_per_example"] == pytest.approx(4.0 * task.steps([]) / 200)

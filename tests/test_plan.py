@@ -82,6 +82,7 @@ def folder(tmp_path):
     runs = {part: [{"seconds": 100.0}, {"seconds": 200.0}] for part in ("select", "final")}
     (tmp_path / "stamp--yoochoose1_64--seed0.json").write_text(json.dumps({"schema": records.SCHEMA, "runs": runs}))
     rows = [{"model": "sr-gnn", "dataset": "yoochoose1_64", "examples_per_second": 4000.0}]
+    rows += [{"model": "lgsr", "dataset": "demo", "examples_per_second": 500.0, "task_ms_per_example": 0.5}]
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "speed.json").write_text(json.dumps(rows))
     return tmp_path
@@ -89,6 +90,10 @@ def folder(tmp_path):
 
 def job(system, dataset="yoochoose1_64", seed=0):
     return plan.Job(recipe(system, dataset), dataset, seed)
+
+
+def test_the_price_of_an_example_holds_its_auxiliary_tasks(folder):
+    assert plan.speeds(folder) == {("sr-gnn", "yoochoose1_64"): 0.25, ("lgsr", "demo"): 2.5}
 
 
 def test_time_is_measured_where_there_is_a_record_estimated_from_the_benchmark_elsewhere_or_unknown(folder):
