@@ -15,7 +15,7 @@ rank.
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sbr_core.batches import Batch
@@ -75,7 +75,7 @@ class ShardedTable(SessionModel):
         return _ShardedSoftmax.apply(queries, self.table, local, here, dtype or query.dtype, buffers)
 
 
-def shard(model: SessionModel) -> SessionModel:
+def shard(model: nn.Module) -> SessionModel:
     """Keep this rank's rows of the item table, in place; every rank calls it with the same model.
 
     The model's class becomes one of its own with `ShardedTable` before it, as `torch.distributed.fsdp.fully_shard` does
@@ -92,13 +92,16 @@ def shard(model: SessionModel) -> SessionModel:
     begin, end = rows_of(dist.get_rank(), dist.get_world_size(), model.num_items)
     kept = torch.zeros(end - begin + 1, model.dim, dtype=model.table.dtype, device=model.table.device)
     kept[:-1] = model.table.detach()[begin:end]
-    model.table = torch.nn.Parameter(kept)
+    model.table = nn.Parameter(kept)
     model.__class__ = type(f"Sharded{type(model).__name__}", (ShardedTable, type(model)), {})
     return model
 
 
-def _obstacle(model: SessionModel) -> str:
+def _obstacle(model: nn.Module) -> str:
+    """What stands in the way of sharing out the table of this model; empty if nothing does."""
     kind = type(model)
+    if not isinstance(model, SessionModel):
+        return "it has none, it counts instead of training by a loss"
     if kind.score is not SessionModel.score or kind.linear is not SessionModel.linear or not model.plain_product:
         return "its scores are not the product of one query vector with the item table"
     if kind.embed is not SessionModel.embed or model.looked_up or model.carries_state:

@@ -56,7 +56,6 @@ def main(
         )
         data = datasets.load(dataset)
         whole = new_model(recipe, data.num_items, seed, device)
-        whole.prepare(data.train.to(device))
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
         windows = recipe.config.examples(data.train).to(device)
         test = recipe.config.truncate(data.test_windows()).to(device)

@@ -153,7 +153,7 @@ def test_a_run_with_dropout_is_continued_exactly(jobs):
     ("tagnn", {}, "not the product of one query"), ("repeatnet", {}, "not the product of one query"),
     ("gru4rec-2018", {}, "not the product of one query"), ("lgsr", {}, "sessions or states of its own"),
     ("csrm", {}, "sessions or states of its own"),
-    ("dgtn", {}, "sessions or states of its own"),
+    ("dgtn", {}, "sessions or states of its own"), ("pop", {}, "counts instead of training"),
     ("stamp", {"normalise": True}, "normalise=True"),
 ])  # fmt: skip
 def test_a_model_that_needs_the_whole_table_is_refused(name, arguments, said):
