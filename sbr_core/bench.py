@@ -41,7 +41,7 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
     run = Run(model, train, config, None, {}, 0.0)
-    source = _endless(make_order(train, config, 0, least_rows(run.loss)), train)
+    source = endless(make_order(train, config, 0, least_rows(run.loss)), train)
     model.train()
     train_step(model, run.loss, run.optimizers, next(source), run.encode, run.clip)
     peak = peak_rss_mb()  # before the floor takes memory of its own
@@ -131,7 +131,8 @@ def bench(model: nn.Module, train: Windows, test: Windows, config: TrainConfig, 
     return bench_training(model, train, config, steps) | bench_evaluation(model, test)
 
 
-def _endless(order, train: Windows) -> Iterator[Batch]:
+def endless(order, train: Windows) -> Iterator[Batch]:
+    """The batches of an order, again and again."""
     while True:
         yield from order.batches(train)
 

@@ -55,9 +55,13 @@ def exact_top(
 def _best(scores: Float[Tensor, "B N"], ids: Int[Tensor, "B N"], k: int) -> tuple[Tensor, Tensor]:
     """The k best columns of each row, stably: columns come in the order of the catalogue among equals."""
     if scores.shape[1] > k:
-        least = scores.topk(k, 1).values[:, -1:]
-        spare = int((scores >= least).sum(1).max())  # more than k where the last ones tie
-        columns = torch.where(scores >= least, 0, 1).argsort(dim=1, stable=True)[:, :spare]
+        least, columns = scores.topk(k, 1)
+        among = scores >= least[:, -1:]
+        spare = int(among.sum(1).max())  # more than k where the last ones tie
+        if spare == k:
+            columns = columns.sort(dim=1).values
+        else:
+            columns = among.logical_not().byte().argsort(dim=1, stable=True)[:, :spare]
         scores, ids = scores.gather(1, columns), ids.gather(1, columns)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     return scores.gather(1, order), ids.gather(1, order)
@@ -86,7 +90,7 @@ class Index:
             raise ValueError(f"kind is one of {', '.join(KINDS)} and effort at least 1, got {kind!r} and {effort}")
         items = item_vectors(model).float().cpu().contiguous().numpy()
         faiss = _faiss()
-        cells = max(1, int(4 * len(items) ** 0.5))
+        cells = min(len(items), max(1, int(4 * len(items) ** 0.5)))
         self.faiss = faiss.index_factory(items.shape[1], KINDS[kind].format(cells=cells), faiss.METRIC_INNER_PRODUCT)
         self.faiss.train(items)
         self.faiss.add(items)

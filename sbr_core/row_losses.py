@@ -71,7 +71,7 @@ def sampled_cross_entropy(
     drawn: Drawn,
     log_q: Float[Tensor, "*shape"],
     log_q_target: Float[Tensor, "B"],
-    correction: str = "corrected",
+    correction: str = "standard",
     masked: bool = True,
 ) -> Float[Tensor, "B"]:
     """Cross-entropy with the truth and the negatives in the place of all items.

@@ -28,6 +28,9 @@ class Run:
         output: folder of the checkpoint, or None.
         identity: what else makes this run this run (JSON).
         checkpoint_seconds: time between two checkpoints within an epoch.
+
+    Raises:
+        ValueError: if there is no example, or the settings exclude each other.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Run:
         identity: dict,
         checkpoint_seconds: float,
     ):
+        if len(train) == 0:
+            raise ValueError("there is no example to learn from: every session has fewer than two clicks")
         self.model, self.train, self.config, self.output = model, train, config, output
         fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
         self.identity = identity | {"config": fixed, "examples": len(train)}  # a run may be continued for longer

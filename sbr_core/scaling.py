@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 from sbr_core import synthetic
-from sbr_core.bench import _endless as endless
+from sbr_core.bench import endless
 from sbr_core.config import TrainConfig
 from sbr_core.losses import least_rows
 from sbr_core.models import build

@@ -59,9 +59,11 @@ class ShardedTable(SessionModel):
 
     def linear(self, query: Float[Tensor, "b D"]) -> None:
         """None: no rank has the table."""
+        return None
 
     def search_items(self) -> None:
         """None: no rank has all items."""
+        return None
 
     def softmax_loss(
         self, query: Float[Tensor, "b D"], target: Int[Tensor, "b"], dtype: torch.dtype | None, buffers: Buffers
@@ -204,7 +206,8 @@ class _ShardedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, table: Tensor, local: Tensor, here: Tensor, dtype, buffers: Buffers) -> Tensor:
         items = table.detach()[:-1].to(dtype)
-        probs = (query.to(dtype) @ items.T).to(table.dtype)  # (B, n) scores
+        room = buffers.matrix("probs", len(query), len(items), table, dtype)
+        probs = torch.mm(query.to(dtype), items.T, out=room).to(table.dtype)  # (B, n) scores
         column = local.clamp(max=max(len(items) - 1, 0))[:, None]
         truth = torch.where(here, probs.gather(1, column)[:, 0], 0.0)
         largest = probs.amax(1)
@@ -213,17 +216,17 @@ class _ShardedSoftmax(torch.autograd.Function):
         sums = torch.stack([probs.sum(1), truth])  # (2, B)
         dist.all_reduce(sums)
         probs /= sums[0][:, None]
+        probs.scatter_add_(1, column, -here[:, None].to(probs.dtype))  # P - Y, all that the gradient wants
         ctx.table, ctx.buffers = table, buffers
-        ctx.save_for_backward(query, items, column, here, probs)
+        ctx.save_for_backward(query, items, probs)
         return (sums[0].log() + largest - sums[1]).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         """This rank's part of the gradient of all queries; that of its rows goes straight into ``table.grad``."""
-        query, items, column, here, probs = ctx.saved_tensors
-        scale = grad / len(query)
-        residual = probs.scatter_add(1, column, -here[:, None].to(probs.dtype)).to(items.dtype)  # P - Y
+        query, items, residual = ctx.saved_tensors
+        scale, residual = grad / len(query), residual.to(items.dtype)
         into, fresh = open_gradient(ctx.table, ctx.buffers)
         product = (residual.T @ (query * scale).to(items.dtype)).to(into.dtype)
         if fresh:

@@ -27,7 +27,8 @@ class LocalSampledSoftmax:
 
     A rank's negatives estimate the sum of exponentials over its own rows, each weighted by 1 / (k q) where q is the law
     on that rank; the estimates add up to one of the whole denominator, without bias. The target is in it once, exactly,
-    on the rank that owns it, and is no negative of itself there.
+    on the rank that owns it, and is no negative of itself there. As the logarithm of an unbiased estimate is biased, it
+    wants many negatives: with a few it is least elsewhere than the full softmax (see `row_losses`).
 
     Args:
         negatives: of all ranks together, at least one on each.
@@ -44,7 +45,7 @@ class LocalSampledSoftmax:
 
     negatives: int
     counts: Int[Tensor, "V"]
-    alpha: float = 0.0
+    alpha: float = 0.5
     seed: int = 0
     full_catalogue: ClassVar[bool] = False
     collective: ClassVar[bool] = True  # the value is that of the whole batch, the same on every rank
@@ -53,10 +54,11 @@ class LocalSampledSoftmax:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         begin, end = rows_of(rank, ranks, len(self.counts))
         self.k = self.negatives // ranks
-        if not 1 <= self.k < end - begin:
+        fewest = len(self.counts) // ranks  # items of a rank: the same number, and the same answer, on all of them
+        if not 1 <= self.k < fewest:
             raise ValueError(
-                f"{self.negatives} negatives on {ranks} ranks are {self.k} of the {end - begin} items of a rank: at "
-                "least 1 and fewer than all of them can be drawn"
+                f"{self.negatives} negatives on {ranks} ranks are {self.k} of the {fewest} items of a rank: at least 1 "
+                "and fewer than all of them can be drawn"
             )
         self.noise = Noise(self.counts[begin:end], self.alpha, mixed(self.seed, rank))
 

@@ -45,11 +45,20 @@ class ShardedRun(Run):
             )
         super().__init__(model, train, config, output, identity, checkpoint_seconds=0.0)
         if config.loss == "sampled-softmax":
-            known = {name: config.loss_arguments[name] for name in ("alpha",) if name in config.loss_arguments}
-            negatives = config.loss_arguments.get("negatives", 512)
-            self.loss = LocalSampledSoftmax(negatives, click_counts(train), seed=config.seed, **known)
-        self.collective = self.loss.full_catalogue or isinstance(self.loss, LocalSampledSoftmax)
+            self.loss = self._on_own_rows()
+        self.collective = self.loss.full_catalogue or getattr(self.loss, "collective", False)
         self.reseed()
+
+    def _on_own_rows(self) -> LocalSampledSoftmax:
+        """The sampled softmax that a single process would train by, with its negatives drawn on every rank."""
+        other = self.config.loss_arguments.keys() - {"negatives", "alpha"}
+        if other:
+            raise ValueError(
+                f"loss='sampled-softmax' over several ranks has the arguments negatives and alpha, not "
+                f"{', '.join(sorted(other))}: its negatives are shared, and corrected as they are drawn"
+            )
+        counts = click_counts(self.train)
+        return LocalSampledSoftmax(self.loss.negatives, counts, self.loss.alpha, self.config.seed)
 
     def reseed(self) -> None:
         """Dropout of this rank from here on: the same whether the run was stopped here or not."""

@@ -85,9 +85,9 @@ def join(rank: int, ranks: int, init_method: str | None = None) -> str:
     cuda = torch.cuda.is_available()
     device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}" if cuda else "cpu"
     if "MASTER_ADDR" not in os.environ and init_method is None:
-        raise ValueError(
-            "start this with torchrun, as in: torchrun --nproc-per-node 2 -m sbr_core.torchrun ..."
-        )
+        raise ValueError("start this with torchrun, as in: torchrun --nproc-per-node 2 -m sbr_core.torchrun ...")
+    if cuda:
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", init_method, timedelta(minutes=5), rank=rank, world_size=ranks)
     return device
 

@@ -105,8 +105,6 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the checkpoint is written.
         ValueError: if `output` holds a checkpoint of another run.
     """
-    if len(train) == 0:
-        raise ValueError("there is no example to learn from: every session has fewer than two clicks")
     state = Run(model, train, config, Path(output) if output else None, run or {}, checkpoint_seconds)
     state.resume()
     with _interruptible() as interrupted:

@@ -15,7 +15,7 @@ from sbr_core.models import build
 from sbr_core.samplers import click_counts
 from sbr_core.sharded import add_up_gradients, gathered, rank_targets, rows_of, shard, share
 from sbr_core.sharded_losses import LocalSampledSoftmax
-from sbr_core.sharded_training import fit_sharded
+from sbr_core.sharded_training import ShardedRun, fit_sharded
 from sbr_core.torchrun import join
 
 V, D = 23, 8
@@ -82,6 +82,23 @@ def local_negatives(folder: Path) -> dict:
     value = loss(Scores(model, model.encode(part)), part.target)
     value.backward()
     return {"value": value.item(), "ids": gathered(drawn), "table": model.table.grad.to_dense()[:-1]}
+
+
+def refused(folder: Path) -> list[str]:
+    """What is said of settings that a shared table cannot have."""
+    said, model = [], shard(new("stamp"))
+    literal = {"loss_arguments": {"negatives": 8, "correction": "none"}}
+    many = {"loss_arguments": {"negatives": V - 1}}
+    for loss, more in (("full", {"clip_grad": 1.0}), ("sampled-softmax", literal), ("sampled-softmax", many)):
+        try:
+            ShardedRun(model, EXAMPLES, config_of(loss, **more), None, {})
+            said.append("nothing")
+        except ValueError as error:
+            said.append(str(error))
+    with suppress(ValueError):
+        fit_sharded(model, EXAMPLES[:0], config_of("full"))
+        said.append("an empty log is trained on")
+    return said
 
 
 def traffic(folder: Path) -> dict:

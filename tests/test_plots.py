@@ -1,25 +1,13 @@
 """Pictures show their data: patches, labels and values are read back from the Axes."""
 import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pytest
+from drawn import close_figures, texts  # noqa: F401
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Circle, FancyArrowPatch
 
 from sbr_core import plots
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-def texts(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def circles(ax):

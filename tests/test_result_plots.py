@@ -1,25 +1,11 @@
 """The figures of the replication chapters show their data, and say where a run is missing."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from drawn import close_figures, texts  # noqa: F401
 from matplotlib.colors import to_hex
 
 from sbr_core import plots, result_plots
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-def texts(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def lines(ax, marker):

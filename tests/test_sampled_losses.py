@@ -81,7 +81,7 @@ def test_values_and_gradients_equal_loops(rows, count):
         "triplet": sl.triplet(drawn, 0.7),
         "hardest": sl.triplet(drawn, 0.7, hardest=True),
         "gbce": sl.gbce(drawn, 0.3),
-        "unmasked": sl.sampled_cross_entropy(drawn, log_q, truth, masked=False),
+        "unmasked": sl.sampled_cross_entropy(drawn, log_q, truth, "corrected", masked=False),
     }
     found |= {name: sl.sampled_cross_entropy(drawn, log_q, truth, name) for name in ("none", "standard", "corrected")}
     weight = torch.rand(rows, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_figures_made_by_hand():
     uniform = torch.full((2,), -math.log(5)).double()
     assert sl.sampled_cross_entropy(drawn, uniform, uniform[:1], "none").item() == pytest.approx(math.log(1 + 3 + 1))
     # the four others of five items by the mean of two: 4 * (3 + 1) / 2 = 8
-    assert sl.sampled_cross_entropy(drawn, uniform, uniform[:1]).item() == pytest.approx(math.log(1 + 8))
+    assert sl.sampled_cross_entropy(drawn, uniform, uniform[:1], "corrected").item() == pytest.approx(math.log(1 + 8))
 
 
 def test_one_negative_gives_the_mean_and_the_sum_the_same_loss():
@@ -170,7 +170,7 @@ def test_the_corrected_softmax_has_the_gradient_of_the_papers_weighted_form():
     rest = (drawn.negative - log_q + torch.log1p(-truth.exp())[:, None] - math.log(6)).logsumexp(1)
     uncertainty = (1 - 1 / (1 + (rest - drawn.positive).exp())).detach()
     paper = uncertainty * (rest - drawn.positive)
-    ours = sl.sampled_cross_entropy(drawn, log_q, truth)
+    ours = sl.sampled_cross_entropy(drawn, log_q, truth, "corrected")
     assert (paper - ours).abs().min() > 1e-3
     for part in (drawn.positive, drawn.negative):
         grads = [torch.autograd.grad(x.sum(), part, retain_graph=True)[0] for x in (paper, ours)]

@@ -36,7 +36,7 @@ def jobs(tmp_path_factory):
     two, four = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("four")
     fit(new("stamp"), EXAMPLES, config_of("full"), output=four / "begun", progress=False)
     return {
-        2: (two, together(two, 2, "train", "evaluate", "local_negatives", "dropped_out", "traffic")),
+        2: (two, together(two, 2, "train", "evaluate", "local_negatives", "dropped_out", "traffic", "refused")),
         4: (four, together(four, 4, "train", "evaluate", "stop_and_go")),
     }
 
@@ -109,6 +109,13 @@ def test_a_rank_draws_what_it_owns_and_no_two_alike():
     counts = click_counts(EXAMPLES)
     draws = [Noise(counts[slice(*rows_of(rank, 2, V))], 0.0, mixed(5, rank)).draw(50) for rank in (0, 1)]
     assert all(int(ids.max()) < 12 for ids in draws) and not torch.equal(*draws)
+
+
+def test_settings_that_want_the_whole_table_are_refused(jobs):
+    for one in jobs[2][1]:
+        clipped, literal, many = one["refused"]
+        assert "clip_grad=None" in clipped and "has the arguments negatives and alpha, not correction" in literal
+        assert "22 negatives on 2 ranks are 11 of the 11 items of a rank" in many  # said by both, though one has 12
 
 
 def test_the_cost_model_counts_what_is_sent(jobs):

@@ -123,14 +123,11 @@ class SessionModel(nn.Module):
         return query if self.scale == 1 else query * self.scale, self.table
 
     def directions(self, query: object) -> tuple[Tensor, Tensor] | None:
-        """(query, table) if the scores are, up to a constant, the product of the query and the rows scaled to length 1;
-        None where they are not.
-
-        On the sphere the squared distance is 2 minus twice the product.
-        """
+        """(query, table) if the scores are the product of the query and the rows scaled to length 1; None where they
+        are not."""
         if not self.normalise or self.similarity != "dot":
             return None
-        return self._side(query) * (self.scale if self.similarity == "dot" else 2 * self.scale), self.table
+        return self._side(query) * self.scale, self.table
 
     def search_items(self) -> Float[Tensor, "V W"] | None:
         """Vectors of all items whose plain products with `search_query` rank them as `score` does, for evaluation and

@@ -146,7 +146,8 @@ class RepeatNet(SessionModel):
         return scores[:, ids] if ids.ndim == 1 else scores.gather(1, ids)
 
     def linear(self, query: RepeatQuery) -> None:
-        """The scores are not a plain product."""
+        """None: the scores are not a plain product."""
+        return None
 
     def softmax_loss(
         self, query: RepeatQuery, target: Int[Tensor, "B"], dtype: torch.dtype | None, buffers: Buffers
