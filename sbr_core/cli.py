@@ -228,7 +228,7 @@ def bench(
 
 @app.command()
 def replicate(
-    models: Annotated[str | None, typer.Option(help="Systems, separated by commas.")] = None,
+    models: Annotated[str | None, typer.Option(help="Systems or variants (tagnn--average) of the plan.")] = None,
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     plan_: Annotated[Path | None, typer.Option("--plan", help="A plan to follow, such as book/plan.toml.")] = None,
@@ -245,15 +245,16 @@ def replicate(
     """Select run, final run and record of each recipe, in turn; what is recorded or half done is not done again."""
     from sbr_core import plan
     from sbr_core.replicate import run_all, run_with_workers
+    from sbr_core.rerun import jobs_for
 
     if models is None and plan_ is None and not list_:
         raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
     if models is None:
         jobs = plan.read(plan_ or PLAN)
     else:
-        wanted = [(m, d, int(s)) for m in models.split(",") for d in datasets_.split(",") for s in seeds.split(",")]
-        overrides = {"epochs": epochs, "precision": precision}
-        jobs = [plan.Job(recipe_of(m, d, None, None, **overrides), d, s) for m, d, s in wanted]
+        names, each = models.split(","), [int(seed) for seed in seeds.split(",")]
+        parts = (jobs_for(names, d, each, epochs, plan_ or PLAN, precision) for d in datasets_.split(","))
+        jobs = [job for part in parts for job in part]
     if list_:
         rows = plan.listing(jobs, results)
         print(json.dumps({"runs": rows}) if as_json else plan.render(rows))
@@ -269,24 +270,23 @@ def replicate(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="collisions, softmax, every-position, speed, table-optimizers, scale.")],
+    name: Annotated[str, typer.Argument(help="Such as softmax, speed or scale; a wrong name lists them all.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
     from sbr_core import scaling, studies
-    from sbr_core.models import MODELS, SessionModel
 
     names = datasets_.split(",")
-    neural = [system for system, cls in MODELS.items() if issubclass(cls, SessionModel)]
     known = {
         "collisions": lambda: studies.collision_study(names),
         "softmax": studies.softmax_study,
         "every-position": lambda: studies.every_position_study(names),
         "table-optimizers": lambda: studies.table_study(names),
         "scale": scaling.scale_study,
-        "speed": lambda: studies.speed_study(models.split(",") if models else neural, names),
+        "epoch": scaling.epoch_study,
+        "speed": lambda: studies.speed_study(models.split(",") if models else None, names),
     }
     if name not in known:
         raise ValueError(f"there is no study {name!r}; the studies are {', '.join(known)}")

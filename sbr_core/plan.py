@@ -10,13 +10,15 @@ already wants is not listed twice. Fields of a row::
     variant = "null-slots"                  # name of the departure from the published recipe; default none
     arguments = {null_slots = "official"}   # of the model's constructor, over those of the recipe
     config = {agc = "off"}                  # fields of `TrainConfig`, over those of the recipe
+    select = true                           # default; false: no select run, the last epoch is the honest one
 """
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -27,8 +29,8 @@ from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe, recipe
 from sbr_core.sources import EXPECTED
 
-FIELDS = {"why", "systems", "datasets", "seeds", "variant", "arguments", "config"}
-PASSES = 1.9  # the select run sees nine tenths of the sessions, the final run all of them
+FIELDS = {"why", "systems", "datasets", "seeds", "variant", "arguments", "config", "select"}
+PASSES = 1.9  # of both runs: the select run sees nine tenths of the sessions, the final run all of them
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,20 @@ def _jobs_of(row: dict) -> Iterator[Job]:
         raise ValueError(f"a row has systems, datasets and of {', '.join(sorted(FIELDS))}; got {', '.join(row)}")
     for dataset in row["datasets"]:
         for system in row["systems"]:
-            found = varied(system, dataset, row.get("variant", ""), row.get("arguments", {}), row.get("config", {}))
+            changes = {key: row[key] for key in ("variant", "arguments", "config", "select") if key in row}
+            found = varied(system, dataset, **changes)
             for seed in row.get("seeds", [0]):
                 yield Job(found, dataset, seed, row.get("why", ""))
 
 
-def varied(system: str, dataset: str, variant: str, arguments: dict, config: dict) -> Recipe:
+def varied(
+    system: str,
+    dataset: str,
+    variant: str = "",
+    arguments: Mapping = MappingProxyType({}),
+    config: Mapping = MappingProxyType({}),
+    select: bool = True,
+) -> Recipe:
     """The published recipe of a system on a dataset with some of its settings changed, checked.
 
     Raises:
@@ -85,17 +95,19 @@ def varied(system: str, dataset: str, variant: str, arguments: dict, config: dic
     """
     if system not in MODELS:
         raise ValueError(f"there is no model {system!r}; the models are {', '.join(MODELS)}")
-    if (arguments or config) and not variant:
-        raise ValueError(f"settings of {system} are changed ({', '.join([*arguments, *config])}): name the variant")
+    changes = [*arguments, *config] + ([] if select else ["select"])
+    if changes and not variant:
+        raise ValueError(f"settings of {system} are changed ({', '.join(changes)}): name the variant")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if config.keys() - known:
         raise ValueError(f"no field of TrainConfig: {', '.join(sorted(config.keys() - known))}")
     found = recipe(system, dataset)
     changed = dataclasses.replace(
         found,
-        arguments=found.arguments | arguments,
+        arguments=found.arguments | dict(arguments),
         config=dataclasses.replace(found.config, **config),
         variant=variant,
+        select=select,
     )
     build(system, 50, **changed.arguments)  # refuses what makes no sense before anything runs
     return changed
@@ -125,7 +137,8 @@ def seconds(job: Job, folder: Path) -> tuple[float | None, str]:
     examples = EXPECTED.get(job.dataset, {}).get("train_examples")
     if milliseconds is None or examples is None:
         return None, "unknown"
-    return PASSES * job.recipe.config.epochs * examples * milliseconds / 1e3, "estimated"
+    passes = PASSES if job.recipe.select else 1.0
+    return passes * job.recipe.config.epochs * examples * milliseconds / 1e3, "estimated"
 
 
 def listing(jobs: list[Job], folder: Path) -> list[dict]:

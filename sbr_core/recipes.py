@@ -16,6 +16,8 @@ class Recipe:
         config: for `train.fit`.
         source: where the settings come from, and where they depart from it.
         variant: name of a departure from the published recipe, such as an ablation; "" for none.
+        select: an epoch is chosen on a held-out part of the training sessions; False: the last epoch counts, of a
+            number fixed in advance.
     """
 
     model: str
@@ -23,6 +25,7 @@ class Recipe:
     config: TrainConfig = field(default_factory=TrainConfig)
     source: str = ""
     variant: str = ""
+    select: bool = True
 
 
 _SRGNN = Recipe(

@@ -60,7 +60,7 @@ def both_columns(epochs: dict[str, list[dict]], metrics=("HR@20", "MRR@20")) -> 
     for name in metrics:
         at = max(final, key=lambda epoch: epoch["test"][name])
         best |= {name: at["test"][name], f"{name} epoch": at["epoch"]}
-    picked = 1
+    picked = final[-1]["epoch"]  # of a number fixed in advance
     if "select" in epochs:
         picked = max(epochs["select"], key=lambda epoch: epoch["validation"]["MRR@20"])["epoch"]
     honest = next((epoch for epoch in final if epoch["epoch"] == picked), final[-1])

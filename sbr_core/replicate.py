@@ -3,7 +3,7 @@
 The *select* run trains on all but the latest tenth of the training sessions and picks one epoch by MRR@20 on that
 tenth. The *final* run trains on all of them and reports the test after every epoch. Its best values, each metric for
 itself, are what the literature prints ("as published"); its value at the epoch that the select run picked is the
-honest one.
+honest one. A recipe without a select run picks nothing: its honest epoch is the last, of a number fixed in advance.
 """
 
 import dataclasses
@@ -98,12 +98,16 @@ def replicate(
         return path
     with _locked(work / f"{path.stem}-final" / "lock"):
         watch = records.Watch(device)
-        parts = ("final",) if issubclass(MODELS[recipe.model], CountingModel) else ("select", "final")
+        parts = ("select", "final") if recipe.select and not _counts(recipe) else ("final",)
         run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
         epochs = {part: run(part) for part in parts}
         written = records.write(path, recipe, config, dataset, epochs, watch)
         records.keep_ranks(path, Path(f"{work / path.stem}-final"))
     return written
+
+
+def _counts(recipe: Recipe) -> bool:
+    return issubclass(MODELS[recipe.model], CountingModel)
 
 
 def _run(

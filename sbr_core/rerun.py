@@ -15,44 +15,50 @@ from sbr_core.recipes import recipe
 
 
 def jobs_for(
-    names: Sequence[str], dataset: str, seeds: Sequence[int] = (0,), epochs: int | None = None, path: Path | str = ""
+    names: Sequence[str],
+    dataset: str,
+    seeds: Sequence[int] = (0,),
+    epochs: int | None = None,
+    path: Path | str = "",
+    precision: str | None = None,
 ) -> list[Job]:
     """The runs of these names on a dataset, variants as the plan at `path` defines them (for whatever dataset).
 
     Args:
-        epochs: in place of the recipe's.
+        epochs, precision: in place of the recipe's.
 
     Raises:
         ValueError: if the plan has no such variant, or there is no such system.
     """
-    planned = [job for job in plan.read(path) if job.recipe.variant] if path else []
-    defined = {f"{job.recipe.model}--{job.recipe.variant}": job for job in planned}
+    planned = plan.read(path) if path and any("--" in name for name in names) else []
+    defined = {f"{job.recipe.model}--{job.recipe.variant}": job for job in planned if job.recipe.variant}
+    given = {"epochs": epochs, "precision": precision}
+    given = {field: value for field, value in given.items() if value is not None}
     jobs = []
     for name in names:
         system, _, variant = name.partition("--")
         if variant and name not in defined:
             raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {', '.join(defined)}")
-        arguments, config = _changed(defined[name]) if variant else ({}, {})
-        found = plan.varied(system, dataset, variant, arguments, config)
-        if epochs is not None:
-            found = dataclasses.replace(found, config=dataclasses.replace(found.config, epochs=epochs))
+        changes = {"variant": variant} | _changed(defined[name]) if variant else {}
+        found = plan.varied(system, dataset, **changes)
+        found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
         jobs += [Job(found, dataset, seed) for seed in seeds]
     return jobs
 
 
-def _changed(job: Job) -> tuple[dict, dict]:
-    """Arguments of the model and fields of the configuration in which a variant departs from its recipe."""
+def _changed(job: Job) -> dict:
+    """In what a variant departs from its recipe, as `plan.varied` takes it."""
     plain = recipe(job.recipe.model, job.dataset)
     arguments = {key: value for key, value in job.recipe.arguments.items() if plain.arguments.get(key) != value}
     before, after = dataclasses.asdict(plain.config), dataclasses.asdict(job.recipe.config)
-    return arguments, {key: value for key, value in after.items() if before[key] != value}
+    config = {key: value for key, value in after.items() if before[key] != value}
+    return {"arguments": arguments, "config": config, "select": job.recipe.select}
 
 
 def command(system: str, dataset: str, seed: int, variant: str = "") -> str:
-    """What a reader types to make a record; variants are run by the plan that defines them."""
-    if variant:
-        return "sbr replicate --plan book/plan.toml"
-    return f"sbr replicate --models {system} --datasets {dataset} --seeds {seed}"
+    """What a reader types to make a record; a variant is one that the plan defines."""
+    name = f"{system}--{variant}" if variant else system
+    return f"sbr replicate --models {name} --datasets {dataset} --seeds {seed}"
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:

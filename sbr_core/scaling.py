@@ -7,21 +7,24 @@ import math
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
+from types import MappingProxyType
 
 import torch
 
-from sbr_core import synthetic
+from sbr_core import datasets, synthetic
 from sbr_core.bench import endless
 from sbr_core.config import TrainConfig
+from sbr_core.evaluate import evaluate
 from sbr_core.losses import least_rows
 from sbr_core.models import build
 from sbr_core.records import peak_rss_mb
 from sbr_core.run_state import Run
-from sbr_core.train import make_order, train_step
+from sbr_core.train import fit, make_order, train_step
 
-SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SAMPLES = {"negatives": 512}
 FORMS = {
     "full softmax, plain": {"loss": "full", "loss_arguments": {"form": "plain"}},
@@ -35,6 +38,16 @@ FORMS = {
     },
 }  # fmt: skip
 DENSE = ("full softmax, plain", "full softmax", "full softmax, row-wise")
+MELI = "large:1279791"  # the shape of MeLi2020, see `synthetic.large_catalogue`
+DISSERTATION = {
+    "cross-entropy": {"loss": "full", "loss_arguments": {"form": "plain"}},
+    "negative sampling, L2": {
+        "arguments": {"normalise": True, "scale": 10.0},
+        "loss": "negative-sampling",
+        "loss_arguments": {"negatives": 20, "shared": False},
+    },
+    "triplet, L2": {"arguments": {"normalise": True, "similarity": "distance"}, "loss": "triplet"},
+}
 LIMIT_BYTES = 14e9  # of table, gradient, state and scores: what is larger is not tried
 
 
@@ -46,21 +59,23 @@ def step_cost(
     dim: int = 64,
     steps: int = 20,
     sessions: int = 50_000,
+    arguments: Mapping = MappingProxyType({}),
 ) -> dict:
     """Seconds and peak memory of training on a generated log over V items, in this process.
 
     Args:
         fields: of `TrainConfig`: loss and optimizer of the table.
         sessions: of the log.
+        arguments: of the model.
 
     Returns:
         seconds per 1,000 examples (median step), peak memory in MB: of the whole process, and less what the log took.
     """
     train = synthetic.large_catalogue(num_items, sessions)
-    config = TrainConfig(batch_size=batch_size, max_len=20, lr=1e-3, l2=0.0, **fields)
+    config = TrainConfig(**{"batch_size": batch_size, "max_len": 20, "lr": 1e-3, "l2": 0.0} | fields)
     examples, before = config.examples(train), peak_rss_mb()
     torch.manual_seed(0)
-    network = build(model, num_items, dim=dim)
+    network = build(model, num_items, dim=dim, **arguments)
     run = Run(network, examples, config, None, {}, 0.0)
     batches, times = endless(make_order(examples, config, 0, least_rows(run.loss)), examples), []
     network.train()
@@ -83,17 +98,62 @@ def needed_bytes(form: str, num_items: int, batch_size: int = 100, dim: int = 64
     return table * (2 if "row-wise" in form else 4) + scores
 
 
-def scale_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int, ...] = SIZES, steps: int = 20) -> dict:
+def scale_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int, ...] = SIZES, steps: int = 60) -> dict:
     """`step_cost` of every model, form and size that fits, each in a process of its own; slow ones with fewer steps."""
     rows = []
     for model, (form, fields), size in product(models, FORMS.items(), sizes):
         if needed_bytes(form, size) > LIMIT_BYTES:
             continue
-        count = max(3, steps // 4) if form in DENSE and size >= 10**6 else steps
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found = process.submit(step_cost, model, size, fields, steps=count).result()
-        rows.append({"form": form} | found)
+        count = max(3, steps // 12) if form in DENSE and size >= 10**6 else steps
+        rows.append({"form": form} | _apart(step_cost, model, size, fields, steps=count))
     return {"scale": rows, "threads": torch.get_num_threads()}
+
+
+def _apart(work: Callable[..., dict], *arguments, **more) -> dict:
+    """Do it in a process of its own, for its peak memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments, **more).result()
+
+
+def whole_epoch(model: str, form: str, dataset: str, batch_size: int, dim: int, test: int = 20_000) -> dict:
+    """One epoch trained and its model evaluated on `test` examples by exact ranks, in this process."""
+    data = datasets.load(dataset)
+    arguments, config = _dissertation(form, batch_size)
+    examples = config.examples(data.train)
+    torch.manual_seed(0)
+    network = build(model, data.num_items, dim=dim, **arguments)
+    (epoch,) = fit(network, examples, config, progress=False)
+    held = config.truncate(data.test_windows())
+    begun = time.perf_counter()
+    found = evaluate(network, held[torch.linspace(0, len(held) - 1, min(test, len(held))).long()])
+    row = {"model": model, "form": form, "items": data.num_items, "examples": len(examples), "loss": epoch["loss"]}
+    row |= {"batch_size": batch_size, "dim": dim, "epoch_seconds": epoch["seconds"], "metrics": found.metrics}
+    row |= {"test_examples": len(found.ranks), "evaluation_seconds": time.perf_counter() - begun}
+    return row | {"peak_rss_mb": peak_rss_mb()}
+
+
+def _dissertation(form: str, batch_size: int) -> tuple[dict, TrainConfig]:
+    """Arguments of the model, and the training of one epoch."""
+    fields = {key: value for key, value in DISSERTATION[form].items() if key != "arguments"}
+    config = TrainConfig(epochs=1, batch_size=batch_size, max_len=25, lr=1e-3, l2=0.0, **fields)
+    return DISSERTATION[form].get("arguments", {}), config
+
+
+def epoch_study(dataset: str = MELI, batch_size: int = 128, dim: int = 100, steps: int = 300) -> dict:
+    """An epoch of the dissertation's largest log: its steps for every loss, and STAMP's with negative sampling whole.
+
+    A step of the full softmax is measured on a tenth of the steps.
+    """
+    num_items = datasets.load(dataset).num_items
+    rows = []
+    for model, form in product(("stamp", "sr-gnn"), DISSERTATION):
+        arguments, config = _dissertation(form, batch_size)
+        fields = {name: getattr(config, name) for name in ("loss", "loss_arguments", "max_len")}
+        count = max(3, steps // 10) if config.loss == "full" else steps
+        found = _apart(step_cost, model, num_items, fields, batch_size, dim, count, arguments=arguments)
+        rows.append({"form": form} | found)
+    whole = _apart(whole_epoch, "stamp", "negative sampling, L2", dataset, batch_size, dim)
+    return {"dataset": dataset, "steps": rows, "epochs": [whole], "threads": torch.get_num_threads()}
 
 
 def slope(rows: list[dict], value: str = "seconds_per_1000") -> float:

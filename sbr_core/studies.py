@@ -20,7 +20,7 @@ from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
 from sbr_core.losses import least_rows
-from sbr_core.models import build
+from sbr_core.models import MODELS, SessionModel, build
 from sbr_core.run_state import Run
 from sbr_core.samplers import click_counts
 from sbr_core.sessions import Sessions, Windows
@@ -184,15 +184,19 @@ def _movement(moved: Tensor, named: Tensor) -> dict:
     }
 
 
-def speed_study(models: list[str], names: list[str], steps: int = 20) -> list[dict]:
+def speed_study(models: list[str] | None, names: list[str], steps: int = 20) -> list[dict]:
     """What `sbr bench` measures of every system on every dataset, each in a process of its own (for its memory).
+
+    Args:
+        models: None for all neural ones.
 
     Raises:
         RuntimeError: if a benchmark fails.
     """
+    neural = [system for system, cls in MODELS.items() if issubclass(cls, SessionModel)]
     rows = []
     for name in names:
-        for model in models:
+        for model in neural if models is None else models:
             command = [sys.executable, "-m", "sbr_core", "bench", "--model", model, "--dataset", name]
             done = subprocess.run([*command, "--steps", str(steps), "--json"], capture_output=True, text=True)
             if done.returncode:

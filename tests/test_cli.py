@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,6 +246,20 @@ def test_bench_compares_the_forms_of_the_softmax(sbr_json):
     found = sbr_json("bench", "--softmax", "50,60", "--batch-size", 8)["softmax"]
     assert [(row["num_items"], row["batch_size"]) for row in found] == [(50, 8), (60, 8)]
     assert all(row[form] > 0 for row in found for form in ("plain fp32", "chunked fp32", "kept fp32", "blocked bf16"))
+
+
+def test_replicate_takes_a_variant_of_the_plan_by_its_name(sbr_json, sbr, tmp_path):
+    text = '[[rows]]\nsystems = ["stamp"]\ndatasets = ["diginetica"]\nvariant = "biased"\narguments = {biases = true}\n'
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text)
+    options = ("replicate", "--plan", plan, "--datasets", "demo", "--epochs", "1")
+    folders = ("--work", tmp_path / "w", "--results", tmp_path / "r")
+    (path,) = sbr_json(*options, "--models", "stamp--biased", *folders)["records"]
+    record = json.loads(Path(path).read_text())
+    assert (record["variant"], record["recipe"]["arguments"]["biases"]) == ("biased", True)
+    assert len(record["runs"]["final"]) == 1
+    code, _, err = sbr(*options, "--models", "stamp--unbiased", *folders)
+    assert code == 1 and "defines no variant 'stamp--unbiased'; it has stamp--biased" in err
 
 
 def test_replicate_writes_a_record(sbr_json, tmp_path):

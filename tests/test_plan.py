@@ -63,6 +63,7 @@ def test_rows_multiply_and_a_run_is_wanted_once(tmp_path):
         ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {rate = 3}', "no field .*: rate"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {epochs = 0}', "epochs must be at least 1"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nconfig = {epochs = 2}', "are changed .epochs.: name the variant"),
+        ('systems = ["stamp"]\ndatasets = ["demo"]\nselect = false', "are changed .select.: name the variant"),
         ("systems = [", "is not a plan"),
     ],
 )
@@ -104,6 +105,8 @@ def test_time_is_measured_where_there_is_a_record_estimated_from_the_benchmark_e
     assert plan.seconds(job("sr-gnn"), folder) == (pytest.approx(estimate), "estimated")
     digi = 1.9 * recipe("sr-gnn", "diginetica").config.epochs * 719_470 / 4000
     assert plan.seconds(job("sr-gnn", "diginetica"), folder) == (pytest.approx(digi), "estimated")
+    once = plan.Job(plan.varied("sr-gnn", "yoochoose1_64", "once", select=False), "yoochoose1_64", 0)
+    assert plan.seconds(once, folder) == (pytest.approx(estimate / 1.9), "estimated")
     assert plan.seconds(job("gru4rec"), folder) == (None, "unknown")
     assert plan.seconds(job("pop"), folder) == (60.0, "estimated")
 

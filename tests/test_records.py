@@ -50,6 +50,12 @@ def test_a_system_that_only_counts_has_one_epoch():
     assert columns["honest"]["epoch"] == 1 and columns["as_published"]["MRR@20"] == columns["honest"]["MRR@20"] == 20.0
 
 
+def test_without_a_select_run_the_last_epoch_is_the_honest_one():
+    columns = records.both_columns({"final": FINAL})
+    assert columns["honest"]["epoch"] == len(FINAL) > 1
+    assert columns["honest"]["HR@20"] == FINAL[-1]["test"]["HR@20"]
+
+
 def test_a_final_run_that_stopped_before_the_picked_epoch_answers_with_its_last():
     columns = records.both_columns({"select": [epoch(9, 1.0, 9.0, "validation")], "final": FINAL[:2]})
     assert columns["honest"]["epoch"] == 2

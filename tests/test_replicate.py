@@ -100,6 +100,12 @@ def test_a_counting_system_is_fitted_once_on_all_sessions(run):
     assert found["as_published"]["MRR@20"] == found["honest"]["MRR@20"] == 100.0
 
 
+def test_a_recipe_without_a_select_run_has_its_last_epoch_for_the_honest_one(run):
+    (found,) = records.load(run(dataclasses.replace(RECIPE, variant="once", select=False)).parent)
+    assert found["runs"].keys() == {"final"} and found["honest"]["epoch"] == 2
+    assert found["honest"]["MRR@20"] == found["runs"]["final"][1]["test"]["MRR@20"]
+
+
 def test_a_seed_gives_its_model_and_another_seed_another():
     one, two, other = (replicate.new_model(RECIPE, V, seed) for seed in (0, 0, 1))
     assert torch.equal(one.table, two.table) and not torch.equal(one.table, other.table)

@@ -18,6 +18,7 @@ datasets = ["yoochoose1_64"]
 variant = "average"
 arguments = {readout = "Avg"}
 config = {l2 = 0.5}
+select = false
 """
 
 
@@ -35,6 +36,7 @@ def test_a_variant_is_carried_to_another_dataset(path):
     assert plain.recipe.arguments == here.arguments and plain.recipe.config.epochs == 1
     assert varied.recipe.arguments == here.arguments | {"readout": "Avg"} and varied.recipe.variant == "average"
     assert (varied.recipe.config.l2, varied.recipe.config.lr) == (0.5, here.config.lr)
+    assert not varied.recipe.select and plain.recipe.select
     assert varied.file == records.file_name("tagnn", "demo", 0, "average")
     assert again.recipe == recipe("stamp", "demo") and again.seed == 3
 
@@ -54,5 +56,5 @@ def test_what_is_missing_comes_with_its_command(path, tmp_path):
     assert found.why.tolist() == ["first"] and np.isnan(found.minutes[0]) and found.time.tolist() == ["unknown"]
     rest = rerun.missing(jobs[1:], tmp_path)
     assert rest.system.tolist() == ["tagnn (average)"]
-    assert rest.command.tolist() == ["sbr replicate --plan book/plan.toml"]
+    assert rest.command.tolist() == ["sbr replicate --models tagnn--average --datasets yoochoose1_64 --seeds 0"]
     assert rerun.missing([], tmp_path).empty

@@ -1,5 +1,6 @@
 """The cost of a step against the catalogue: what is measured, what is not tried, and the slope."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,14 @@ def test_what_does_not_fit_is_not_tried():
     assert scaling.needed_bytes("full softmax, plain", 10**7) > scaling.LIMIT_BYTES
     assert scaling.needed_bytes("negative sampling, row-wise", 10**7) == 4 * 64 * 10**7 < scaling.LIMIT_BYTES
     assert scaling.needed_bytes("full softmax", 10**6) == 4 * 4 * 64 * 10**6
+
+
+def test_a_whole_epoch_sees_every_example_and_is_evaluated():
+    row = scaling.whole_epoch("stamp", "negative sampling, L2", "demo", batch_size=500, dim=8, test=300)
+    data = scaling.datasets.load("demo")
+    assert (row["items"], row["examples"]) == (data.num_items, len(data.train.prefixes()))
+    assert row["test_examples"] == 300 and 0 < row["metrics"]["MRR@20"] < 100
+    assert row["epoch_seconds"] > 0 and row["evaluation_seconds"] > 0 and math.isfinite(row["loss"])
 
 
 class Here:
@@ -44,6 +53,18 @@ def test_the_study_runs_every_form_that_fits_in_its_own_process(monkeypatch):
     monkeypatch.setattr(scaling, "ProcessPoolExecutor", Here)
     rows = scaling.scale_study(("stamp",), (200, 400), steps=2)["scale"]
     assert [(row["form"], row["items"]) for row in rows] == [("full softmax", 200), ("triplet", 200), ("triplet", 400)]
+
+
+def test_the_epoch_study_measures_every_loss_and_trains_one_epoch_whole(monkeypatch):
+    monkeypatch.setattr(scaling, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(scaling, "whole_epoch", lambda *arguments, sessions: {"whole": arguments})
+    found = scaling.epoch_study("demo", batch_size=50, dim=8, steps=4)
+    assert [(row["model"], row["form"]) for row in found["steps"]] == [
+        (model, form) for model in ("stamp", "sr-gnn") for form in scaling.DISSERTATION
+    ]
+    assert [row["steps"] for row in found["steps"]] == [3, 4, 4] * 2
+    assert {(row["batch_size"], row["dim"]) for row in found["steps"]} == {(50, 8)}
+    assert found["epochs"] == [{"whole": ("stamp", "negative sampling, L2", "demo", 50, 8)}]
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 0.5])
