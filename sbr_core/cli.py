@@ -26,6 +26,7 @@ from sbr_core.cli_options import (
     device_of,
     recipe_of,
     show,
+    write,
 )  # fmt: skip
 
 PLAN = Path("book/plan.toml")
@@ -272,11 +273,12 @@ def replicate(
 def study(
     name: Annotated[str, typer.Argument(help="Such as softmax, speed or scale; a wrong name lists them all.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
-    models: Annotated[str | None, typer.Option(help="Systems whose speed is measured (default: neural ones).")] = None,
+    models: Annotated[str | None, typer.Option(help="Systems of speed (default: neural ones) or of blend.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of the checkpoints that blend reads.")] = Path("runs"),
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import scaling, studies
+    from sbr_core import blend, scaling, studies
 
     names = datasets_.split(",")
     known = {
@@ -286,13 +288,9 @@ def study(
         "table-optimizers": lambda: studies.table_study(names),
         "scale": scaling.scale_study,
         "epoch": scaling.epoch_study,
+        "blend": lambda: [blend.blend_study(work, (models or "sr-gnn,stan").split(","), name) for name in names],
         "speed": lambda: studies.speed_study(models.split(",") if models else None, names),
     }
     if name not in known:
         raise ValueError(f"there is no study {name!r}; the studies are {', '.join(known)}")
-    text = json.dumps(known[name](), indent=1)
-    if output is None:
-        print(text)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n", encoding="utf-8")
+    write(json.dumps(known[name](), indent=1), output)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,3 +83,12 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
         given = {"table_optimizer": given.pop("optimizer")} | given
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)
+
+
+def write(text: str, output: Path | None) -> None:
+    """Write a text to a file, whose folder is made, or print it."""
+    if output is None:
+        print(text)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text + "\n", encoding="utf-8")
