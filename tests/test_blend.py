@@ -109,8 +109,18 @@ def test_a_run_is_read_back_as_it_ended(work):
 
 def test_the_study_picks_on_held_out_sessions_and_reports_the_test(work, monkeypatch):
     monkeypatch.setattr(blend.datasets, "load", lambda name: DATASET)
+    read, asked = blend.trained, []
+
+    def spy(name, dataset, train, folder):
+        asked.append((folder.name, len(train)))
+        return read(name, dataset, train, folder)
+
+    monkeypatch.setattr(blend, "trained", spy)
     found = blend.blend_study(work, ["gru4rec", "stamp", "markov"], "chain", rounds=5)
     assert found["members"] == ["gru4rec", "stamp", "markov"] and 1 <= sum(found["counts"]) <= 5
+    runs = [f"{name}--chain--seed0" for name in ("gru4rec", "stamp", "markov")]
+    early, whole = 90, 100  # weights are picked with models that have not seen the sessions that they are picked on
+    assert asked == [(f"{run}-select", early) for run in runs] + [(f"{run}-final", whole) for run in runs]
     validation = found["validation"]
     assert len(validation["alone"]) == 3 and validation["rounds"][0] == pytest.approx(max(validation["alone"]))
     assert max(validation["rounds"]) >= max(validation["alone"])
