@@ -38,7 +38,7 @@ class Blend(nn.Module):
         ValueError: if there is no member, the catalogues differ, or the weights are not such.
     """
 
-    def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]):
+    def __init__(self, members: Sequence[nn.Module], weights: Sequence[float | int]):
         super().__init__()
         if not members or len({member.num_items for member in members}) > 1:
             raise ValueError("a blend wants at least one member, and all of them over the same catalogue")
