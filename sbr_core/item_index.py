@@ -5,6 +5,7 @@ Only where a score is the product of one query vector with one vector of the ite
 Shapes: B queries, V items, W width of the vectors, K items of a shelf.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -105,9 +106,23 @@ class Index:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def save(self, path: Path | str) -> Path:
-        """Write the index in faiss's own form: any program with faiss reads it, the rows are those of the catalogue."""
-        _faiss().write_index(self.faiss, str(path))
-        return Path(path)
+        """Write the index in faiss's own form, whole or not at all: any program with faiss reads it, the rows are those
+        of the catalogue.
+
+        Raises:
+            OSError: if it cannot be written, naming the file.
+        """
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _faiss().write_index(self.faiss, str(beside))
+            os.replace(beside, path)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"the index could not be written to {path}: is there such a folder, and room?") from error
+        finally:
+            beside.unlink(missing_ok=True)
+        return path
 
 
 def _faiss():

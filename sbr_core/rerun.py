@@ -38,7 +38,8 @@ def jobs_for(
     for name in names:
         system, _, variant = name.partition("--")
         if variant and name not in defined:
-            raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {', '.join(defined)}")
+            known = ", ".join(each for each in defined if each.startswith(f"{system}--")) or f"none of {system}"
+            raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}")
         changes = {"variant": variant} | _changed(defined[name]) if variant else {}
         found = plan.varied(system, dataset, **changes)
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))

@@ -1,9 +1,12 @@
 """The k best items: pieces against a sort of everything, and indices against the pieces."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from toys import random_sessions
 
+from sbr_core import item_index
 from sbr_core.batches import Batch
 from sbr_core.item_index import KINDS, Index, exact_top, item_vectors, recall
 from sbr_core.models import MODELS, build
@@ -71,3 +74,26 @@ def test_an_index_finds_what_is_best(kind, tmp_path):
 def test_an_index_that_does_not_exist_is_refused(kind, effort):
     with pytest.raises(ValueError, match="kind is one of flat, hnsw, ivf"):
         Index(build("stamp", V), kind, effort)
+
+
+def test_an_index_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    index = Index(build("stamp", 40, dim=8), "flat")
+    path = index.save(tmp_path / "new" / "items.faiss")
+    assert [file.name for file in path.parent.iterdir()] == ["items.faiss"]
+    before = path.read_bytes()
+
+    class Full:
+        """A disk without room."""
+
+        @staticmethod
+        def write_index(index, name):
+            """Half of it."""
+            Path(name).write_bytes(b"half")
+            raise RuntimeError("write error: No space left on device")
+
+    monkeypatch.setattr(item_index, "_faiss", lambda: Full)
+    with pytest.raises(OSError, match="could not be written to .*items.faiss"):
+        index.save(path)
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
