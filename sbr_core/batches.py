@@ -3,7 +3,7 @@
 Shapes: B examples, L positions (the longest input *of the batch*), E examples of the epoch, V items.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,11 @@ class Batch:
         session = None if self.session is None else self.session.to(device)
         return Batch(self.items.to(device), self.lengths.to(device), self.target.to(device), session)
 
+    def part(self, rows: Int[Tensor, "b"]) -> "Batch":
+        """Some rows, as narrow as they allow (on a GPU that is a synchronisation)."""
+        lengths, session = self.lengths[rows], None if self.session is None else self.session[rows]
+        return Batch(self.items[rows, : int(lengths.max())], lengths, self.target[rows], session)
+
     @classmethod
     def of(cls, prefixes: list[list[int]], num_items: int, target: list[int] | None = None) -> "Batch":
         """A batch from Python lists of item ids, for a look at a few sessions."""
@@ -51,6 +56,23 @@ class Batch:
         items = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=num_items)
         target = [0] * len(rows) if target is None else target
         return cls(items, torch.tensor([len(row) for row in rows]), torch.tensor(target))
+
+
+def by_length(function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, rows: int = 64) -> tuple[Tensor, ...]:
+    """What a function says of a batch, session by session, asked in pieces of sessions of similar lengths.
+
+    For batches that are not sorted by length: on a CPU a piece is as wide as its own longest session, not as that of
+    the batch. A GPU, which would have to wait for the lengths, is asked once for the whole batch.
+
+    Args:
+        function: its answers, (B, ...) each, must not depend on the other sessions of the batch or on the width.
+        rows: sessions of a piece.
+    """
+    if batch.items.is_cuda or len(batch) <= rows:
+        return function(batch)
+    order = batch.lengths.argsort(stable=True)
+    pieces = [function(batch.part(piece)) for piece in order.split(rows)]
+    return tuple(torch.cat(parts)[order.argsort()] for parts in zip(*pieces, strict=True))
 
 
 def gather(windows: Windows, index: Int[Tensor, "B"], width: int | None = None) -> Batch:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import as_lists, random_sessions
 
-from sbr_core.batches import Batch, chronological_order, epoch_order, gather, length_order
+from sbr_core.batches import Batch, by_length, chronological_order, epoch_order, gather, length_order
 
 V = 30
 
@@ -41,6 +41,28 @@ def test_gather_equals_a_loop(kind, cut, width):
         [column < n for column in range(batch.items.shape[1])] for n in batch.lengths.tolist()
     ]
     assert (batch.items.dtype, batch.target.dtype, len(batch)) == (torch.long, torch.long, 25)
+
+
+def test_a_part_of_a_batch_is_the_batch_of_its_rows():
+    windows = random_sessions(40).prefixes()
+    index, rows = torch.randperm(len(windows))[:25], torch.tensor([7, 3, 11])
+    part, alone = gather(windows, index).part(rows), gather(windows, index[rows])
+    assert as_loops(part) == as_loops(alone) and part.session.tolist() == alone.session.tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 25, 64])
+def test_by_length_asks_for_every_session_once_in_narrow_pieces_and_keeps_the_order(rows):
+    batch, asked = gather(random_sessions(40).prefixes(), torch.arange(25)), []
+
+    def ends(piece):
+        asked.append((len(piece), piece.items.shape[1], int(piece.lengths.max())))
+        return piece.items[torch.arange(len(piece)), piece.lengths - 1], piece.lengths[:, None] * torch.ones(2)
+
+    last_click, lengths = by_length(ends, batch, rows)
+    assert last_click.tolist() == [items[n - 1] for items, n in zip(batch.items.tolist(), batch.lengths, strict=True)]
+    assert lengths.tolist() == [[float(n)] * 2 for n in batch.lengths]
+    assert sum(size for size, _, _ in asked) == 25 and max(size for size, _, _ in asked) == min(rows, 25)
+    assert all(width == longest for _, width, longest in asked)
 
 
 def test_gather_at_the_very_end_of_the_log_stays_inside_it():

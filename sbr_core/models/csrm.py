@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sbr_core.batches import Batch
+from sbr_core.batches import Batch, by_length
 from sbr_core.layers import last
 from sbr_core.models.base import SessionModel
 
@@ -40,7 +40,7 @@ class SessionMemory(nn.Module):
         unit = F.normalize(self.rows, dim=1, eps=COSINE_EPS)
         empty = torch.arange(len(unit), device=unit.device) >= self.written
         nothing = torch.zeros_like(unit[:, 0]).masked_fill(empty, -torch.inf)  # (M,)
-        cosine = torch.addmm(nothing, F.normalize(query, dim=1, eps=COSINE_EPS), unit.T)  # (B, M)
+        cosine = (F.normalize(query, dim=1, eps=COSINE_EPS) @ unit.T).add_(nothing)  # (B, M)
         return *cosine.topk(min(neighbours, len(unit)), sorted=False), unit
 
     def read(self, query: Float[Tensor, "B H"], neighbours: int, strength: float = 1.0) -> Float[Tensor, "B H"]:
@@ -52,7 +52,7 @@ class SessionMemory(nn.Module):
         cosine, index, unit = self.nearest(query, neighbours)
         energy = (strength * cosine).masked_fill(index >= self.written, torch.finfo(cosine.dtype).min)
         weights = energy.softmax(1) * self.rows.norm(dim=1)[index]  # (B, K), for rows of length 1
-        spread = torch.zeros(len(query), len(unit), dtype=unit.dtype, device=unit.device).scatter(1, index, weights)
+        spread = torch.zeros(len(query), len(unit), dtype=unit.dtype, device=unit.device).scatter_(1, index, weights)
         return torch.where(self.written > 0, spread @ unit, query)
 
     @torch.no_grad()
@@ -145,14 +145,18 @@ class CSRM(SessionModel):
             _glorot(gru)
 
     def encode(self, batch: Batch) -> Float[Tensor, "B D"]:
-        x = self.input_dropout(self.embed(batch.items))  # (B, L, D)
-        c_g = last(self.gru_g(x)[0], batch.lengths)  # (B, H)
-        h, _ = self.gru_l(x)  # (B, L, H)
-        c_l = (self.attention(h, batch)[:, None] @ h).squeeze(1)
+        c_g, c_l = by_length(self.inner, batch)  # examples in the order of the log are of all lengths
         c_o = self.memory.read(c_l, self.neighbours, self.strength)
         if self.training or self.memory_at_test == "streaming":
             self.memory.write(c_l)
         return self.B(self.dropout(self.fuse(c_l, c_g, c_o)))
+
+    def inner(self, batch: Batch) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+        """c^g and c^l: what the sessions say themselves."""
+        x = self.input_dropout(self.embed(batch.items))  # (B, L, D)
+        c_g = last(self.gru_g(x)[0], batch.lengths)
+        h, _ = self.gru_l(x)  # (B, L, H)
+        return c_g, (self.attention(h, batch)[:, None] @ h).squeeze(1)
 
     def attention(self, h: Float[Tensor, "B L H"], batch: Batch) -> Float[Tensor, "B L"]:
         """The attention of every position; sums to 1, 0 on padding."""

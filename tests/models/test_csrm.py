@@ -117,6 +117,25 @@ def test_value_and_gradients_equal_the_equations_in_a_loop(arguments):
             )
 
 
+def test_a_large_batch_of_all_lengths_is_encoded_as_it_would_be_whole():
+    model, batch = model_of(**STILL), batch_of(*[session * (1 + i % 4) for i, session in enumerate(SESSIONS * 15)])
+    assert len(batch) == 90 and batch.lengths.unique().numel() > 6
+    c_g, c_l = model.inner(batch)
+    whole = model.B(model.fuse(c_l, c_g, c_l))  # the memory is empty: it gives back c^l
+    query = model.encode(batch)
+    torch.testing.assert_close(query, whole, rtol=0, atol=1e-12)
+    names = [name for name, _ in model.named_parameters() if name != "table"]
+    weights = torch.linspace(-1, 1, query.numel()).double().view_as(query)
+    for value in (query, whole):
+        model.zero_grad()
+        (value * weights).sum().backward(retain_graph=True)
+        grads = [model.get_parameter(name).grad.clone() for name in names]
+        if value is query:
+            wanted = grads
+    for name, left, right in zip(names, wanted, grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_the_figures_of_the_specs():
     memory, query = memory_of([[2.0, 0], [0, 3], [1, 1]]), torch.tensor([[1.0, 0]]).double()
     cosine, index, _ = memory.nearest(query, 2)
