@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 from toys import softmax_loop
 
+from sbr_core import table as table_module
 from sbr_core.table import Buffers, LinearSoftmax, lookup
 
 V, D = 23, 5
@@ -34,8 +35,11 @@ def leaves(table, weight):
     return table.clone().requires_grad_(), weight.clone().requires_grad_()
 
 
+@pytest.mark.parametrize("block", [None, 7, V, 100])
 @pytest.mark.parametrize("batch", [1, 2, 6, 40])
-def test_value_and_every_gradient_equal_the_textbook(batch):
+def test_value_and_every_gradient_equal_the_textbook(batch, block, monkeypatch):
+    monkeypatch.setattr(table_module, "NARROW_VECTORS", block is not None)
+    monkeypatch.setattr(table_module, "BLOCK_ITEMS", block)
     table, weight, ids, target = problem(batch)
     (t1, w1), (t2, w2) = leaves(table, weight), leaves(table, weight)
     loss, expected = ours(LinearSoftmax(), t1, w1, ids, target), textbook(t2, w2, ids, target)
@@ -52,6 +56,18 @@ def test_the_gradient_of_the_query_alone_equals_the_textbook():
     LinearSoftmax()(query, table.requires_grad_(), target).backward()
     (expected,) = torch.autograd.grad(softmax_loop(query, table, target), query)
     torch.testing.assert_close(query.grad, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_calls_add_up_in_blocks_as_in_one_piece(narrow, monkeypatch):
+    monkeypatch.setattr(table_module, "NARROW_VECTORS", narrow)
+    monkeypatch.setattr(table_module, "BLOCK_ITEMS", 7)
+    (table, weight, ids, target), softmax = problem(), LinearSoftmax()
+    (t1, w1), (t2, w2) = leaves(table, weight), leaves(table, weight)
+    for factor in (1.0, 3.0):
+        (ours(softmax, t1, w1, ids, target) * factor).backward()
+        (textbook(t2, w2, ids, target) * factor).backward()
+    torch.testing.assert_close(t1.grad, t2.grad, rtol=0, atol=1e-12)
 
 
 def test_an_outer_factor_scales_every_gradient():
