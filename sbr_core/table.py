@@ -94,7 +94,7 @@ class _LinearSoftmax(torch.autograd.Function):
         if dtype != table.dtype:
             items = buffers.matrix("items", *items.shape, table, dtype).copy_(items)
         queries, logits = query.to(dtype), buffers.matrix("probs", len(query), len(items), table, dtype)
-        for some in _blocks(items):
+        for some in blocks(items):
             torch.mm(queries, items[some].T, out=logits[:, some])
         probs = torch.softmax(logits, dim=1, out=logits)  # (B, V), in place: half the memory traffic
         ctx.buffers, ctx.table = buffers, table
@@ -111,7 +111,7 @@ class _LinearSoftmax(torch.autograd.Function):
         grad_query = ((probs @ items).to(query.dtype) - ctx.table.detach()[target]) * scale
         scaled = query.detach() * scale  # (B, D)
         into, fresh = open_gradient(ctx.table, ctx.buffers)
-        for some in _blocks(items):
+        for some in blocks(items):
             _write(into[some], fresh, probs[:, some].T, scaled.to(probs.dtype), ctx.buffers)
         ctx.table.grad.index_add_(0, target, scaled, alpha=-1)
         return grad_query, None, None, None, None
@@ -136,7 +136,7 @@ def _write(into: Tensor, fresh: bool, left: Tensor, right: Tensor, buffers: Buff
         into.copy_(torch.mm(left, right, out=buffers.matrix("half", *into.shape, into, left.dtype)))
 
 
-def _blocks(items: Tensor) -> Iterator[slice]:
+def blocks(items: Tensor) -> Iterator[slice]:
     """The items in blocks for the large products: all at once, but on a processor with narrow vectors."""
     whole = items.is_cuda or items.dtype == torch.bfloat16 or not NARROW_VECTORS
     size = len(items) if whole else BLOCK_ITEMS

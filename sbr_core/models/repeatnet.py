@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sbr_core.batches import Batch
 from sbr_core.layers import last
 from sbr_core.models.base import SessionModel
-from sbr_core.table import Buffers
+from sbr_core.table import Buffers, blocks
 
 EXPLORE, REPEAT = 0, 1  # columns of the mode
 
@@ -135,7 +135,7 @@ class RepeatNet(SessionModel):
 
         Every one of them needs the normaliser over all items, so all are computed in any case.
         """
-        items = torch.where(query.items == self.num_items, query.items[:, :1], query.items)  # padding: the first click
+        items = _without_padding(query.items, self.num_items)
         same = items[:, :, None] == items[:, None, :]  # (B, L, L)
         repeat = query.repeat[:, None].masked_fill(~same, -torch.inf).logsumexp(-1)  # (B, L): of each click's item
         repeat = query.mode[:, REPEAT, None] + repeat
@@ -152,8 +152,22 @@ class RepeatNet(SessionModel):
     def softmax_loss(
         self, query: RepeatQuery, target: Int[Tensor, "B"], dtype: torch.dtype | None, buffers: Buffers
     ) -> Float[Tensor, ""] | None:
-        """Mean of -log P(target): the scores are normalised already. None in another precision than the table's."""
-        return None if dtype else -self.score(query, target[:, None]).mean()
+        """Mean of -log P(target): the scores are normalised already. None in another precision than the table's.
+
+        On a CPU the sessions whose target they have seen are left out of the products with W_o: P(explore) is all that
+        the two have in common. A GPU would have to wait for their number. There, the value saturates as that of
+        `table.LinearSoftmax` does.
+        """
+        if dtype:
+            return None
+        if target.is_cuda:
+            return -self.score(query, target[:, None]).mean()
+        same = query.items == target[:, None]  # (B, L)
+        seen = same.any(1)
+        repeat = query.repeat.masked_fill(~same, -torch.inf)[seen].logsumexp(-1) + query.mode[seen, REPEAT]
+        items = _without_padding(query.items, self.num_items)[~seen]
+        explore = _Explore.apply(query.explore[~seen], self.W_o.weight, items, target[~seen], buffers)
+        return -(repeat.sum() + explore.sum() + query.mode[~seen, EXPLORE].sum()) / len(target)
 
     def extra_loss(self, query: RepeatQuery, target: Int[Tensor, "B"]) -> Float[Tensor, ""] | None:
         """``mode_loss`` times the mean of -log P(mode), the mode being whether the target is in the session."""
@@ -161,6 +175,37 @@ class RepeatNet(SessionModel):
             return None
         repeats = (query.items == target[:, None]).any(1).long()  # EXPLORE or REPEAT
         return self.mode_loss * F.nll_loss(query.mode, repeats)
+
+
+def _without_padding(items: Int[Tensor, "B L"], num_items: int) -> Int[Tensor, "B L"]:
+    """The clicks, with the session's first one in place of padding."""
+    return torch.where(items == num_items, items[:, :1], items)
+
+
+class _Explore(torch.autograd.Function):
+    """log P(target | explore) of sessions that have not seen their target, in buffers kept from step to step."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, W_o: Tensor, items: Tensor, target: Tensor, buffers: Buffers) -> Tensor:
+        """(b,) of queries (b, 2D), W_o (V, 2D), clicks (b, L) without padding and targets (b,)."""
+        probs, target = buffers.matrix("probs", len(query), len(W_o), query), target[:, None]
+        for some in blocks(W_o):
+            torch.mm(query, W_o[some].T, out=probs[:, some])
+        torch.softmax(probs.scatter_(1, items, -torch.inf), dim=1, out=probs)
+        chosen = probs.gather(1, target)
+        probs.scatter_(1, target, chosen - 1)
+        ctx.save_for_backward(query, W_o, probs)
+        return chosen.clamp(min=torch.finfo(chosen.dtype).tiny).log().squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """The gradient of the logits is ``grad (Y - P)``; `probs` holds P - Y."""
+        (query, W_o, residual), minus = ctx.saved_tensors, -grad[:, None]
+        scaled, grad_W_o = query * minus, torch.empty_like(W_o)
+        for some in blocks(W_o):
+            torch.mm(residual[:, some].T, scaled, out=grad_W_o[some])
+        return (residual @ W_o) * minus, grad_W_o, None, None, None
 
 
 class _Mixture(torch.autograd.Function):
