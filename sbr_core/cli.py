@@ -274,11 +274,11 @@ def study(
     name: Annotated[str, typer.Argument(help="Such as softmax, speed or scale; a wrong name lists them all.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems of speed (default: neural ones) or of blend.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of the checkpoints that blend reads.")] = Path("runs"),
+    work: Annotated[Path, typer.Option(help="Folder of the checkpoints that blend and stream read.")] = Path("runs"),
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import blend, scaling, studies
+    from sbr_core import blend, leaks, scaling, studies
 
     names = datasets_.split(",")
     known = {
@@ -289,6 +289,7 @@ def study(
         "scale": scaling.scale_study,
         "epoch": scaling.epoch_study,
         "blend": lambda: [blend.blend_study(work, (models or "sr-gnn,stan").split(","), name) for name in names],
+        "stream": lambda: [leaks.stream_study(work, name) for name in names],
         "speed": lambda: studies.speed_study(models.split(",") if models else None, names),
     }
     if name not in known:
