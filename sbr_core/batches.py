@@ -71,8 +71,8 @@ def by_length(function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, row
     if batch.items.is_cuda or len(batch) <= rows:
         return function(batch)
     order = batch.lengths.argsort(stable=True)
-    pieces = [function(batch.part(piece)) for piece in order.split(rows)]
-    return tuple(torch.cat(parts)[order.argsort()] for parts in zip(*pieces, strict=True))
+    pieces, back = [function(batch.part(piece)) for piece in order.split(rows)], order.argsort()
+    return tuple(torch.cat(parts)[back] for parts in zip(*pieces, strict=True))
 
 
 def gather(windows: Windows, index: Int[Tensor, "B"], width: int | None = None) -> Batch:

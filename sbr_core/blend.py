@@ -102,6 +102,11 @@ def trained(name: str, dataset: datasets.Dataset, train: Sessions, folder: Path)
     system = name.partition("--")[0]
     if issubclass(MODELS[system], CountingModel):
         return build(system, dataset.num_items, **recipes.recipe(system, dataset.name).arguments).fit(train)
+    if not (folder / "state.safetensors").exists():
+        raise ValueError(
+            f"{folder} holds no run; `sbr replicate --models {name} --datasets {dataset.name} --work {folder.parent}` "
+            "makes it, if its record is not there already"
+        )
     tensors, info = checkpoints.read(folder / "state.safetensors")
     if info["run"]["dataset"] != dataset.fingerprint:
         raise ValueError(f"{folder} is a run on other data than {dataset.name}")

@@ -110,9 +110,10 @@ class _LinearSoftmax(torch.autograd.Function):
         scale = grad / len(target)
         grad_query = ((probs @ items).to(query.dtype) - ctx.table.detach()[target]) * scale
         scaled = query.detach() * scale  # (B, D)
+        right = scaled.to(probs.dtype)
         into, fresh = open_gradient(ctx.table, ctx.buffers)
         for some in blocks(items):
-            _write(into[some], fresh, probs[:, some].T, scaled.to(probs.dtype), ctx.buffers)
+            _write(into[some], fresh, probs[:, some].T, right, ctx.buffers)
         ctx.table.grad.index_add_(0, target, scaled, alpha=-1)
         return grad_query, None, None, None, None
 

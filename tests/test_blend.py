@@ -103,7 +103,7 @@ def test_a_run_is_read_back_as_it_ended(work):
     }
     with pytest.raises(ValueError, match="other data than chain"):
         blend.trained("gru4rec", dataclasses.replace(DATASET, fingerprint="e" * 64), DATASET.train, folder)
-    with pytest.raises(ValueError, match="state.safetensors does not exist"):
+    with pytest.raises(ValueError, match="seed0-final holds no run; `sbr replicate --models narm --datasets chain"):
         blend.trained("narm", DATASET, DATASET.train, work / "narm--chain--seed0-final")
 
 

@@ -154,9 +154,9 @@ class RepeatNet(SessionModel):
     ) -> Float[Tensor, ""] | None:
         """Mean of -log P(target): the scores are normalised already. None in another precision than the table's.
 
-        On a CPU the sessions whose target they have seen are left out of the products with W_o: P(explore) is all that
-        the two have in common. A GPU would have to wait for their number. There, the value saturates as that of
-        `table.LinearSoftmax` does.
+        On a CPU the sessions that have seen their target are left out of the products with W_o: P(repeat) and the
+        attention give their probability, and the value of the others saturates as that of `table.LinearSoftmax` does.
+        A GPU would have to wait for their number, and takes all scores.
         """
         if dtype:
             return None
