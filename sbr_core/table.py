@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NARROW_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX2"
+CACHE_LINE = 64  # bytes
 BLOCK_ITEMS = 2048  # there, a step of SR-GNN takes 0.96 of its time on two threads and 0.89 on one; elsewhere, more
 
 
@@ -93,10 +94,11 @@ class _LinearSoftmax(torch.autograd.Function):
         items = table.detach()[:-1]
         if dtype != table.dtype:
             items = buffers.matrix("items", *items.shape, table, dtype).copy_(items)
-        queries, logits = query.to(dtype), buffers.matrix("probs", len(query), len(items), table, dtype)
+        queries, wide = query.to(dtype), _wide(buffers, len(query), len(items), table, dtype)
+        probs = wide[:, : len(items)]  # (B, V): the logits first, and P in their place: half the memory traffic
         for some in blocks(items):
-            torch.mm(queries, items[some].T, out=logits[:, some])
-        probs = torch.softmax(logits, dim=1, out=logits)  # (B, V), in place: half the memory traffic
+            torch.mm(queries, items[some].T, out=probs[:, some])
+        torch.softmax(wide, dim=1, out=wide)
         ctx.buffers, ctx.table = buffers, table
         ctx.save_for_backward(query, items, target, probs)
         chosen = probs.gather(1, target[:, None]).to(query.dtype)
@@ -116,6 +118,18 @@ class _LinearSoftmax(torch.autograd.Function):
             _write(into[some], fresh, probs[:, some].T, right, ctx.buffers)
         ctx.table.grad.index_add_(0, target, scaled, alpha=-1)
         return grad_query, None, None, None, None
+
+
+def _wide(buffers: Buffers, rows: int, items: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kept matrix for logits, with a few columns of -inf behind them where that makes its rows begin on cache lines.
+
+    That is on a CPU: the float32 products that write or read such rows take 0.83 to 0.98 of their time, and a step of
+    SR-GNN 0.95 (measured with `BLOCK_ITEMS`). In bfloat16 and on a GPU it was not measured, and is not done.
+    """
+    spare = 0 if like.is_cuda or dtype == torch.bfloat16 else -items % (CACHE_LINE // dtype.itemsize)
+    wide = buffers.matrix("probs", rows, items + spare, like, dtype)
+    wide[:, items:] = -torch.inf
+    return wide
 
 
 def open_gradient(table: Tensor, buffers: Buffers) -> tuple[Tensor, bool]:

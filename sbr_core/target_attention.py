@@ -4,7 +4,8 @@ The score of candidate v is ``sum_i beta_i(v) (u_i . v)``, with ``beta(v) = soft
 slots i of the session. Read literally (TAGNN), one makes the vector ``sum_i beta_i(v) u_i`` of every session and
 candidate and multiplies it by v: a (B, V, D) tensor, gigabytes. But the product may go inside the sum. Then a slot and
 a candidate need two numbers, ``k_i . v`` and ``u_i . v``, and one matrix product gives both. The sums over all items
-run in blocks of C items that stay in the processor's cache; the backward pass makes a block anew, it keeps none.
+run in blocks of C items that stay in the processor's cache. The backward pass makes a block anew; only where two
+numbers for every slot and every item take little memory, the loss keeps them and saves a quarter of the products.
 
 Shapes: B sessions, L slots of a session, D width, V items, K candidates, C items of a block, R slots of all sessions.
 """
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from sbr_core.table import Buffers, lookup, open_gradient
 
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**28}  # of one block of products: what the caches of a core hold, or much more
+KEPT_BYTES = 2**28  # of the products of all blocks, as long as the loss keeps them for its backward pass
 GRAIN = 32  # on a CPU, slots come in such portions, the last ones zero: a bf16 product of a new size is compiled anew
 NARROWEST = 256  # items of a block, however many slots there are: thinner products are slow
 
@@ -138,7 +140,10 @@ class _Scores(torch.autograd.Function):
 
 
 class _Softmax(torch.autograd.Function):
-    """Mean cross-entropy of these scores; what is kept of them is (B, V): the scores and P - Y."""
+    """Mean cross-entropy of these scores; what is kept of them is (B, V): the scores and P - Y.
+
+    If they take at most `KEPT_BYTES`, the products are kept as well, for one backward pass; another makes them anew.
+    """
 
     @staticmethod
     def forward(ctx, rows: Tensor, table: Tensor, target: Tensor, packed: _Packed, dtype, buffers: Buffers) -> Tensor:
@@ -146,7 +151,9 @@ class _Softmax(torch.autograd.Function):
         if dtype != table.dtype:
             rows, items = rows.to(dtype), buffers.matrix("items", *items.shape, table, dtype).copy_(items)
         scores, probs = (buffers.matrix(name, len(target), len(items), table) for name in ("scores", "probs"))
-        _scores(rows, items, packed, scores)
+        few = len(rows) * len(items) * items.element_size() <= KEPT_BYTES
+        ctx.kept = buffers.matrix("products", len(rows), len(items), table, dtype).flatten() if few else None
+        _scores(rows, items, packed, scores, ctx.kept)
         torch.softmax(scores, dim=1, out=probs)
         chosen = probs.gather(1, target[:, None])
         probs.scatter_(1, target[:, None], chosen - 1)
@@ -160,33 +167,53 @@ class _Softmax(torch.autograd.Function):
         """Gradient of the rows; that of the table goes straight into ``table.grad``."""
         rows, items, scores, residual = ctx.saved_tensors
         into, fresh = open_gradient(ctx.table, ctx.buffers)
-        scale = grad / len(residual)
-        return _gradients(rows, items, ctx.packed, scores, residual, scale, into, fresh), *[None] * 5
+        scale, kept, ctx.kept = grad / len(residual), ctx.kept, None
+        return _gradients(rows, items, ctx.packed, scores, residual, scale, into, fresh, kept), *[None] * 5
 
 
-def _blocks(rows: Tensor, items: Tensor, packed: _Packed):
-    """For each block of items: its range, the products (2R, C), and per group its sessions, beta and u.v (n, b, C)."""
-    R, size = len(rows) // 2, BLOCK_BYTES["cuda" if rows.is_cuda else "cpu"] // (len(rows) * rows.element_size())
+def _blocks(rows: Tensor, items: Tensor, packed: _Packed, kept: Tensor | None = None, ready: bool = False):
+    """For each block of items: its range, the products (2R, C), and per group its sessions, beta and u . v (n, b, C).
+
+    Args:
+        kept: room for the products of all blocks, one block after the other; None: all blocks use that of one.
+        ready: `kept` is filled.
+    """
+    size = BLOCK_BYTES["cuda" if rows.is_cuda else "cpu"] // (len(rows) * rows.element_size())
     width = min(max(NARROWEST, size // 64 * 64), len(items))
-    room, log_weight = rows.new_empty(len(rows) * width), packed.log_weight.to(rows.dtype)
+    room = rows.new_empty(len(rows) * width) if kept is None else kept
     for begin in range(0, len(items), width):
         block = items[begin : begin + width]
-        products = torch.mm(rows, block.T, out=room[: len(rows) * len(block)].view(len(rows), -1))
-        products[:R] += log_weight
-        groups, slot, session = [], 0, 0
-        for n, b in packed.groups:
-            beta, value = (part[slot : slot + n * b].view(n, b, -1) for part in (products[:R], products[R:]))
-            torch.softmax(beta, dim=0, out=beta)
-            groups.append((slice(session, session + b), beta, value))
-            slot, session = slot + n * b, session + b
+        start = len(rows) * (0 if kept is None else begin)
+        products = room[start : start + len(rows) * len(block)].view(len(rows), -1)
+        groups = _groups(products, packed)
+        if not ready:
+            _fill(products, rows, block, packed.log_weight, groups)
         yield slice(begin, begin + len(block)), products, groups
 
 
-def _scores(rows: Tensor, items: Tensor, packed: _Packed, out: Tensor) -> None:
+def _groups(products: Float[Tensor, "R2 C"], packed: _Packed) -> list[tuple[slice, Tensor, Tensor]]:
+    """Per group, its sessions and its part of the products: the upper rows are of the keys, the lower of the values."""
+    groups, slot, session, R = [], 0, 0, len(products) // 2
+    for n, b in packed.groups:
+        beta, value = (part[slot : slot + n * b].view(n, b, -1) for part in (products[:R], products[R:]))
+        groups.append((slice(session, session + b), beta, value))
+        slot, session = slot + n * b, session + b
+    return groups
+
+
+def _fill(products: Tensor, rows: Tensor, block: Tensor, log_weight: Tensor, groups: list) -> None:
+    """Write beta to the upper half of the products of a block, u . v to the lower."""
+    torch.mm(rows, block.T, out=products)
+    products[: len(rows) // 2] += log_weight.to(rows.dtype)
+    for _, beta, _ in groups:
+        torch.softmax(beta, dim=0, out=beta)
+
+
+def _scores(rows: Tensor, items: Tensor, packed: _Packed, out: Tensor, kept: Tensor | None = None) -> None:
     """Write the scores of all items to `out` (B, V)."""
-    for where, _, groups in _blocks(rows, items, packed):
+    for where, _, groups in _blocks(rows, items, packed, kept):
         for sessions, beta, value in groups:
-            torch.sum(value.mul_(beta), 0, dtype=out.dtype, out=out[sessions, where])
+            torch.sum(beta * value, 0, dtype=out.dtype, out=out[sessions, where])
 
 
 def _gradients(
@@ -198,6 +225,7 @@ def _gradients(
     scale: Tensor | float,
     into: Tensor,
     fresh: bool,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Gradient of the rows, for `scale * upstream` (B, V) at the scores; that of the items goes `into` (V, D).
 
@@ -208,7 +236,7 @@ def _gradients(
     torch.mul(rows[R:], scale, out=other[:R])
     torch.mul(rows[:R], scale, out=other[R:])
     grad = torch.empty(rows.shape, dtype=into.dtype, device=rows.device)
-    for where, products, groups in _blocks(rows, items, packed):
+    for where, products, groups in _blocks(rows, items, packed, kept, ready=kept is not None):
         s, g = (whole[:, where].to(rows.dtype) for whole in (scores, upstream))
         for sessions, beta, value in groups:
             beta.mul_(g[sessions])

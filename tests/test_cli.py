@@ -416,7 +416,8 @@ def test_ctrl_c_saves_exits_130_and_the_same_command_continues(sbr_json, tmp_pat
 
 def test_the_study_of_a_blend_wants_the_runs_it_reads(sbr, tmp_path):
     code, _, err = sbr("study", "blend", "--models", "stamp,pop", "--work", tmp_path)
-    assert code == 1 and "stamp--demo--seed0-select" in err and "does not exist" in err
+    assert code == 1 and "stamp--demo--seed0-select holds no run" in err
+    assert f"`sbr replicate --models stamp --datasets demo --work {tmp_path}` makes it" in err
 
 
 def test_a_study_is_written_where_it_is_wanted(sbr, tmp_path, monkeypatch):

@@ -13,10 +13,12 @@ B, L, D, V = 7, 5, 6, 41
 EMPTY = -torch.inf
 
 
-@pytest.fixture(autouse=True, params=["one block", "many blocks"])
+@pytest.fixture(autouse=True, params=["one block", "many blocks", "many blocks, made anew"])
 def blocks(request, monkeypatch):
-    """Every test runs with all items in one block and with blocks of four."""
-    if request.param == "many blocks":
+    """Every test runs with all items in one block and with blocks of four, kept or made anew."""
+    if request.param.endswith("made anew"):
+        monkeypatch.setattr(target_attention, "KEPT_BYTES", 0)
+    if request.param.startswith("many blocks"):
         monkeypatch.setattr(target_attention, "NARROWEST", 4)
         monkeypatch.setattr(target_attention, "BLOCK_BYTES", {"cpu": 1, "cuda": 1})
 
@@ -221,6 +223,19 @@ def test_bf16_is_within_two_percent_and_accumulates():
         torch.testing.assert_close(table.grad, times * once, rtol=1e-5, atol=1e-6)
 
 
+def test_products_are_kept_up_to_a_size_and_then_made_once(monkeypatch, blocks):
+    made, fill = [], target_attention._fill
+    monkeypatch.setattr(target_attention, "_fill", lambda *args: (made.append(1), fill(*args)))
+    slots, table, target = problem()
+    score_all(slots, table)
+    number = len(made)
+    made.clear()
+    loss = softmax_loss(slots._replace(keys=slots.keys.requires_grad_()), table, target)
+    for times in (1, 2):
+        loss.backward(retain_graph=True)
+        assert len(made) == number * (times + (target_attention.KEPT_BYTES == 0))
+
+
 class Largest(TorchDispatchMode):
     """Notes the numbers of entries of the largest tensor that any operation returns."""
 
@@ -238,6 +253,7 @@ def test_no_tensor_is_larger_than_the_scores_in_training_and_in_inference(monkey
     items = 1000
     monkeypatch.setattr(target_attention, "NARROWEST", 64)
     monkeypatch.setattr(target_attention, "BLOCK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(target_attention, "KEPT_BYTES", 0)
     slots, _, target = problem()
     table = torch.randn(items + 1, D, dtype=torch.float64, requires_grad=True)
     with Largest() as seen:
