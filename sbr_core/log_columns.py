@@ -1,6 +1,6 @@
 """Columns of a raw click log as numbers, with one clear error for the first row that is none.
 
-Every function takes the path and the number of the chunk's first row, for its errors.
+Every function takes the path and the number of the chunk's first row, or of each of its rows, for its errors.
 
 Shapes: N rows of a chunk.
 """
@@ -30,7 +30,7 @@ def raw(known: dict) -> np.ndarray:
     return numbers if isinstance(ids[0], int) or list(map(str, numbers.tolist())) == ids else np.array(ids)
 
 
-def whole(column: pd.Series, name: str, path: Path, row: int) -> pd.Series:
+def whole(column: pd.Series, name: str, path: Path, row: int | np.ndarray) -> pd.Series:
     """A column of whole numbers >= 0, or an error that names the first row where it is not."""
     if column.dtype == np.int64 and column.min() >= 0:
         return column
@@ -42,7 +42,7 @@ def whole(column: pd.Series, name: str, path: Path, row: int) -> pd.Series:
     return column.astype("int64")
 
 
-def text(column: pd.Series, name: str, path: Path, row: int) -> pd.Series:
+def text(column: pd.Series, name: str, path: Path, row: int | np.ndarray) -> pd.Series:
     """A column of ids as text; none may be missing."""
     bad = column.isna().to_numpy(bool) | (column.astype(str) == "").to_numpy(bool)
     if bad.any():
@@ -50,7 +50,7 @@ def text(column: pd.Series, name: str, path: Path, row: int) -> pd.Series:
     return column.astype(str)
 
 
-def milliseconds(column: pd.Series, path: Path, row: int) -> np.ndarray:
+def milliseconds(column: pd.Series, path: Path, row: int | np.ndarray) -> np.ndarray:
     """Times in milliseconds since 1970: from numbers (seconds), dates, or ISO 8601 text."""
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf":
         seconds = column
@@ -73,7 +73,10 @@ def milliseconds(column: pd.Series, path: Path, row: int) -> np.ndarray:
     return times
 
 
-def refusal(path: Path, column: pd.Series, bad: np.ndarray, row: int, remedy: str) -> DataError:
-    """The error for the first row of a column that is bad."""
+def refusal(
+    path: Path, column: pd.Series, bad: np.ndarray, row: int | np.ndarray, remedy: str, what: str = ""
+) -> DataError:
+    """The error for the first row of a column that is bad; `what` says of the value what it is."""
     place = int(bad.argmax())
-    return DataError(f"{path}: row {row + place} holds {str(column.iloc[place])[:40]!r}; {remedy}")
+    number = row + place if isinstance(row, int) else row[place]
+    return DataError(f"{path}: row {number} holds {what}{' ' * bool(what)}{str(column.iloc[place])[:40]!r}; {remedy}")

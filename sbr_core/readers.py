@@ -7,6 +7,7 @@ Shapes: N clicks, S sessions, V items.
 """
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ from sbr_core.pickles import DataError
 
 CHUNK = 1_000_000  # rows read at a time
 PARQUET = (".parquet", ".pq")
+BEYOND = "\0beyond the last column"  # our name for what a row of a CSV file holds there
 COPY_AGAIN = "copy it again from its source"
+TOO_MANY = "put text that holds the separator in quotes, or delete the row"
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def read_log(path: Path | str, session: str = "session", item: str = "item", tim
 
     Raises:
         DataError: a missing, empty, truncated or unreadable file, a missing column (the columns found are listed), an
-            empty id or an unreadable time (the row is named).
+            empty id, an unreadable time or a field too many (the row is named).
     """
     path = Path(path)
     columns = {"session": session, "item": item, "time": time}
     if path.is_dir() or path.suffix in PARQUET:
         return _collect(path, _parquet(path, columns, chunk))
     sep = sep or ("\t" if ".tsv" in path.suffixes else ",")
-    return _collect(path, _csv(path, columns, sep, chunk, dtype=str), first_row=2)
+    return _collect(path, _csv(path, columns, sep, chunk), first_row=2)
 
 
 def read_yoochoose(path: Path | str, chunk: int = CHUNK) -> Clicks:
@@ -100,7 +103,7 @@ def read_yoochoose(path: Path | str, chunk: int = CHUNK) -> Clicks:
     """
     names = ["session", "time", "item", "category"]
     columns = {name: name for name in names[:3]}
-    return _collect(Path(path), _csv(Path(path), columns, ",", chunk, dtype={"time": str}, names=names), numbers=True)
+    return _collect(Path(path), _csv(Path(path), columns, ",", chunk, ("session", "item"), names), numbers=True)
 
 
 def read_diginetica(path: Path | str, chunk: int = CHUNK) -> Clicks:
@@ -115,7 +118,7 @@ def read_diginetica(path: Path | str, chunk: int = CHUNK) -> Clicks:
     found = {name.lower().replace("_", ""): name for name in _header(path, ";")}
     plain = {"session": "sessionid", "item": "itemid", "time": "eventdate", "offset": "timeframe"}
     columns = {ours: found.get(theirs, theirs) for ours, theirs in plain.items()}
-    chunks = _csv(path, columns, ";", chunk, dtype={columns["time"]: str})
+    chunks = _csv(path, columns, ";", chunk, ("session", "item", "offset"))
     return _collect(path, chunks, numbers=True, first_row=2)
 
 
@@ -135,17 +138,24 @@ def _meli_chunks(path: Path, lines: int = 20_000) -> Iterator[pd.DataFrame]:
     rows: list[tuple] = []
     for number, line in enumerate(_lines(path), 1):
         try:
-            for event in json.loads(line)["user_history"]:
+            for event in json.loads(line)["user_history"]:  # the session is the number of its line
                 if event["event_type"] == "view":
                     rows.append((number, event["event_info"], event["event_timestamp"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: line {number} is no MeLi2020 record ({type(error).__name__}: {error}); a line is "
                             '{"user_history": [{"event_info", "event_timestamp", "event_type"}, ...]}') from None
         if number % lines == 0 and rows:
-            yield pd.DataFrame(rows, columns=["session", "item", "time"])
+            yield _views(rows, path)
             rows = []
     if rows:
-        yield pd.DataFrame(rows, columns=["session", "item", "time"])
+        yield _views(rows, path)
+
+
+def _views(rows: list[tuple], path: Path) -> pd.DataFrame:
+    """A chunk that says in its ``attrs`` which line of the file each of its rows comes from."""
+    part = pd.DataFrame(rows, columns=["session", "item", "time"])
+    part.attrs["from"] = path, part["session"].to_numpy()
+    return part
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -165,17 +175,27 @@ def _header(path: Path, sep: str) -> list[str]:
         return [str(name) for name in pd.read_csv(path, sep=sep, nrows=0).columns]
 
 
-def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, dtype, names: list[str] | None = None
-         ) -> Iterator[pd.DataFrame]:
-    """Chunks of the wanted columns, called by our names, from a CSV file with a header (or with given `names`)."""
+def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, numeric: tuple = (),
+         names: list[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Chunks of the wanted columns, called by our names, from a CSV file with a header (or with given `names`).
+
+    Columns are text but for the `numeric` ones, which are whatever pandas finds in them.
+    """
     _must_exist(path)
-    if names is None:
-        _must_have(path, columns, _header(path, sep), f"separated by {sep!r}")
-    ours = {theirs: ours for ours, theirs in columns.items()}
-    with _damage(path), pd.read_csv(path, sep=sep, names=names, usecols=list(ours), dtype=dtype, chunksize=chunk,
-                                    na_filter=False, low_memory=False, index_col=False) as chunks:
+    header, row = names or _header(path, sep), 1 if names else 2
+    _must_have(path, columns, header, f"separated by {sep!r}")
+    wanted = list(columns.values())
+    dtype = dict.fromkeys({*header, BEYOND} - {columns[name] for name in numeric}, str)
+    chunk = max(1, 4 * chunk // max(4, len(header)))  # all columns are read: only so is a field too many seen
+    with _damage(path), pd.read_csv(path, sep=sep, header=None, skiprows=row - 1, names=[*header, BEYOND], dtype=dtype,
+                                    chunksize=chunk, na_filter=False, low_memory=False, index_col=False) as chunks:
         for part in chunks:
-            yield part.rename(columns=ours)
+            beyond = part[BEYOND]
+            if (more := (beyond != "").to_numpy(bool)).any():
+                remedy = f"a row has {len(header)} fields: {TOO_MANY}"
+                raise log_columns.refusal(path, beyond, more, row, remedy, "one field too many,")
+            row += len(part)
+            yield part[wanted].set_axis(list(columns), axis=1)
 
 
 def _parquet(path: Path, columns: dict[str, str], chunk: int) -> Iterator[pd.DataFrame]:
@@ -219,6 +239,8 @@ def _damage(path: Path) -> Iterator[None]:
     except pd.errors.EmptyDataError:
         raise DataError(f"{path}: the file is empty; {COPY_AGAIN}") from None
     except Exception as error:  # the parsers raise errors of many kinds
+        if found := re.search(r"in line (\d+), saw (\d+)", str(error)):
+            raise DataError(f"{path}: row {found[1]} has {found[2]} fields, more than the header: {TOO_MANY}") from None
         raise DataError(f"{path}: damaged or of another form ({error}); {COPY_AGAIN}") from None
 
 
@@ -231,6 +253,9 @@ def _must_exist(path: Path) -> None:
 
 def _must_have(path: Path, columns: dict[str, str], found: list[str], how: str = "") -> None:
     missing = [theirs for theirs in columns.values() if theirs not in found]
+    if len(set(columns.values())) < len(columns):
+        said = ", ".join(f"{ours}={theirs}" for ours, theirs in columns.items())
+        raise DataError(f"{path}: {said} name one column twice; session, item and time are a column each")
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; the columns found {how} are {', '.join(found)}: say "
                         "which is which with session=, item=, time= and sep=")

@@ -201,12 +201,36 @@ def test_bad_logs_are_named(tmp_path):
         readers.read_log(written(tmp_path / "j.csv", "session,item,time\n1,2,3\n")).cut_by_gap(0)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_a_row_with_a_field_too_many_is_named(tmp_path, chunk):
+    head, read, said = "session,item,time\n1,2,3\n", readers.read_log, "row 4 holds one field too many, '9'; a row has"
+    raises(written(tmp_path / "a.csv", head + "1,2,3\n1,2,3,9\n1,2,3\n"), said, read, chunk=chunk)
+    said = "row 2 holds one field too many, '3'"  # a header that leaves out the column of row names
+    raises(written(tmp_path / "b.csv", "session,item,time\n0,1,2,3\n1,1,2,3\n"), said, read, chunk=chunk)
+    raises(written(tmp_path / "c.dat", YOO + "7,2014-04-07T10:54:46.998Z,214,0,x\n"),
+           "row 4 holds one field too many, 'x'; a row has 4 fields", readers.read_yoochoose, chunk=chunk)
+    raises(written(tmp_path / "d.csv", "session_id;user_id;item_id;timeframe;eventdate\n1;NA;8;5;2016-05-09;6\n"),
+           "row 2 holds one field too many, '6'; a row has 5 fields: put text that holds the separator in quotes",
+           readers.read_diginetica, chunk=chunk)
+    raises(written(tmp_path / "f.csv", head + "1,2,3,4,5\n"), "row 3 (has 5 fields|holds one field too many)", read)
+    quoted = written(tmp_path / "e.csv", head.replace("1,2,3", '1,"2,5",3') + "1,2,3,\n")  # quotes, an empty last field
+    assert read(quoted, chunk=chunk).item_ids.tolist() == ["2,5", "2"]
+
+
+def test_one_column_is_not_two(tmp_path):
+    path = written(tmp_path / "a.csv", "session,item,time\n1,2,3\n")
+    raises(path, "session=item, item=item, time=time name one column twice", readers.read_log, session="item")
+
+
 def test_bad_meli_files_are_named(tmp_path):
     read, good = readers.read_meli, meli([(1, "2019-10-19T11:25:42.444-0400", "view")])
     raises(written(tmp_path / "a.gz", b"not gzip"), "not a complete gzip file", read)
     raises(written(tmp_path / "b.gz", good[:-12]), "not a complete gzip file", read)
     raises(written(tmp_path / "c.gz", gzip.compress(b'{"user_history": []}\n{"user": 1}\n')), "line 2 is no MeLi", read)
-    raises(written(tmp_path / "d.gz", meli([("x", "2019-10-19T11:25:42.444-0400", "view")])), "item must be", read)
+    view = (1, "2019-10-19T11:25:42.444-0400", "view")
+    users = [[view] * 3, [], [view, ("a", view[1], "search"), ("x", view[1], "view")]]
+    raises(written(tmp_path / "d.gz", meli(*users)), "row 3 holds 'x'; item must be", read)  # a line, not the 5th view
+    raises(written(tmp_path / "f.gz", meli([view] * 3, [(1, "yesterday", "view")])), "row 2 holds 'yesterday'", read)
     raises(written(tmp_path / "e.gz", gzip.compress(b"")), "no clicks in it", read)
 
 
