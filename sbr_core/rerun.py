@@ -1,6 +1,7 @@
 """The runs of a replication chapter made again from nothing, and what a reader types to have a missing one.
 
-A run is named as its record is: ``tagnn``, or ``tagnn--average`` for a variant that the plan defines.
+A run is named as its record is: ``tagnn``, or ``tagnn--average`` for a variant that the plan defines, or
+``tagnn--code`` for a published one of `recipes_variants`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import pandas as pd
 from sbr_core import plan
 from sbr_core.plan import Job
 from sbr_core.recipes import recipe
+from sbr_core.recipes_variants import variants_of
 
 
 def jobs_for(
@@ -22,26 +24,30 @@ def jobs_for(
     path: Path | str = "",
     precision: str | None = None,
 ) -> list[Job]:
-    """The runs of these names on a dataset, variants as the plan at `path` defines them (for whatever dataset).
+    """The runs of these names on a dataset, variants as published or as the plan at `path` defines them (anywhere).
 
     Args:
         epochs, precision: in place of the recipe's.
 
     Raises:
-        ValueError: if the plan has no such variant, or there is no such system.
+        ValueError: if neither has such a variant, or there is no such system.
     """
-    planned = plan.read(path) if path and any("--" in name for name in names) else []
+    systems = {name.partition("--")[0] for name in names}
+    published = {f"{s}--{v}": found for s in systems for v, found in variants_of(s, dataset).items()}
+    planned = plan.read(path) if path and any("--" in name and name not in published for name in names) else []
     defined = {f"{job.recipe.model}--{job.recipe.variant}": job for job in planned if job.recipe.variant}
     given = {"epochs": epochs, "precision": precision}
     given = {field: value for field, value in given.items() if value is not None}
     jobs = []
     for name in names:
         system, _, variant = name.partition("--")
-        if variant and name not in defined:
+        if variant and name not in defined | published:
             known = ", ".join(each for each in defined if each.startswith(f"{system}--")) or f"none of {system}"
-            raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}")
-        changes = {"variant": variant} | _changed(defined[name]) if variant else {}
-        found = plan.varied(system, dataset, **changes)
+            more = ", ".join(each for each in published if each.startswith(f"{system}--"))
+            more = f"; published are {more}" if more else ""
+            raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}{more}")
+        changes = {"variant": variant} | _changed(defined[name]) if name in defined else {}
+        found = published.get(name) or plan.varied(system, dataset, **changes)
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
         jobs += [Job(found, dataset, seed) for seed in seeds]
     return jobs

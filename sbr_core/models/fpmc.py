@@ -40,7 +40,8 @@ class FPMC(Factorised):
     Shapes:
         batch.items (B, L) -> scores (B, V)
 
-    Source: rn5l/session-rec (read, not copied), which draws ever harder negatives within a fixed budget of steps.
+    Source: rn5l/session-rec (read, not copied), within a fixed budget of steps. It means to draw hard negatives, those
+        with high scores; as read, its ranking has the wrong sign and the negatives are easy ones.
     Differs: plain stochastic gradient descent, 1024 cases at a time, uniform negatives.
     """
 
