@@ -22,7 +22,7 @@ from sbr_core.pickles import DataError
 from sbr_core.preprocess import Prepared, Step
 from sbr_core.sessions import Sessions
 
-FORMAT = 1  # raise it whenever the preparation changes: old entries are then never met again
+FORMAT = 2  # raise it whenever the preparation changes: old entries are then never met again
 STALE = 3600  # seconds after which an unfinished file of a killed process is swept away
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sbr_core import cache, pickles, readers, synthetic
+from sbr_core import cache, pickles, readers, splits, synthetic
 from sbr_core.pickles import DataError
 from sbr_core.preprocess import Protocol, Step, as_protocol, preprocess
 from sbr_core.sessions import Sessions, Windows
@@ -82,10 +82,12 @@ class Dataset:
         """The counts that papers print: sessions, clicks, examples, items, lengths, unknown test items.
 
         ``mean_length_*`` counts input and label, over examples; ``test_targets_unknown`` counts test examples whose
-        label never occurs in training, ``test_items_unknown`` distinct items.
+        label never occurs in training, ``test_items_unknown`` distinct items; ``items_as_input``, ``items_as_label``
+        are of training; ``test_sessions_in_train`` counts test sessions that are a training session, click by click.
         """
         train, test = self.train.prefixes(), self.test_windows()
-        seen, met = (torch.bincount(part.clicks, minlength=self.num_items) > 0 for part in (self.train, self.test))
+        items = (self.train.clicks, self.test.clicks, train.items[train.target - 1], train.labels)
+        seen, met, inputs, labels = (torch.bincount(part, minlength=self.num_items) > 0 for part in items)
         lengths = [train.lengths.double() + 1, test.lengths.double() + 1]
         means = [float(part.mean()) if len(part) else 0.0 for part in (*lengths, torch.cat(lengths))]
         return {
@@ -93,6 +95,8 @@ class Dataset:
             "train_sessions": len(self.train), "train_clicks": self.train.num_clicks, "train_examples": len(train),
             "test_sessions": len(self.test), "test_clicks": self.test.num_clicks, "test_examples": len(test),
             "items_in_train": int(seen.sum()), "items_in_test": int(met.sum()),
+            "items_as_input": int(inputs.sum()), "items_as_label": int(labels.sum()),
+            "test_sessions_in_train": int((self.test.among(self.train) & (self.test.lengths > 1)).sum()),
             "test_items_unknown": int((met & ~seen).sum()),
             "test_targets_unknown": int((~seen[test.labels.long()]).sum()),
             "longest_input_train": int(lengths[0].max()) - 1 if len(train) else 0,
@@ -220,7 +224,8 @@ def from_folder(folder: Path | str, num_items: int | None = None, protocol: str 
         protocol: what the preparation that made the files is called.
 
     Raises:
-        DataError: no such folder, a missing or damaged file, or an id above `num_items`.
+        DataError: no such folder, a missing or damaged file, an id above `num_items` (or absurd beside the number of
+            clicks), or a test that was not held out (see `splits`).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -232,12 +237,11 @@ def from_folder(folder: Path | str, num_items: int | None = None, protocol: str 
     if train.session is not None:
         raise DataError(f"{source}: its {len(train.session)} rows are not all prefixes of whole sessions (shuffled, or "
                         "cut short); put the sessions themselves, a list of lists, in all_train_seq.txt")
-    largest = int(max(train.items.max(), test.items.max()))
+    largest = splits.largest_id({source: train, folder / "test.txt": test}, num_items)
     num_items = num_items or largest
-    if largest > num_items:
-        raise DataError(f"{folder}: item id {largest}, but ids must lie in 1..{num_items}")
     parts = [Sessions(torch.from_numpy((part.items - 1).astype(np.int32)), torch.from_numpy(part.offsets), num_items)
              for part in (train, test)]
+    splits.refuse_copy(*parts, folder / "test.txt")
     return _dataset(folder.name, *parts, np.arange(1, num_items + 1), protocol, rows=_rows(parts[1], test))
 
 
@@ -270,8 +274,9 @@ def _checked(dataset: Dataset, where: Path) -> Dataset:
     found, wanted = dataset.statistics(), EXPECTED.get(dataset.name, {})
     loose = TIES if dataset.funnel is not None and RAW[dataset.name][1].fraction_rule == "examples_by_date" else ()
     for figure, expected in wanted.items():
-        if found[figure] != expected and (figure not in loose or dataset.name == "diginetica"):
-            raise DataError(f"{where}: {figure} of {dataset.name} should be {expected}, found {found[figure]}; this is "
+        counted = round(found[figure], 3) if isinstance(expected, float) else found[figure]
+        if counted != expected and (figure not in loose or dataset.name == "diginetica"):
+            raise DataError(f"{where}: {figure} of {dataset.name} should be {expected}, found {counted}; this is "
                             "another copy or another protocol: use it by its path (load a folder, from_log a log), not "
                             "by this name")
     return dataset

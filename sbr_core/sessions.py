@@ -9,9 +9,10 @@ Shapes: N clicks, S sessions, E examples, V items. Item ids are 0..V-1; V itself
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -153,6 +154,23 @@ class Sessions:
             raise ValueError(f"the fraction held out must lie between 0 and 1, got {fraction}")
         cut = len(self) - max(1, round(len(self) * fraction))
         return self.select(0, cut), self.select(cut, len(self))
+
+    def among(self, other: "Sessions") -> Bool[Tensor, "S"]:
+        """Which of these sessions have the very clicks of a session of `other`, in the same order.
+
+        Sessions are told apart by 64 bits: a random number for each item times one for each place, summed.
+        """
+        word = partial(torch.randint, -(2**63), 2**63 - 1, generator=torch.Generator().manual_seed(0))
+        longest = max(int(part.lengths.max()) if len(part) else 0 for part in (self, other))
+        item = word((max(self.num_items, other.num_items),)).to(self.items.device)
+        place = (word((longest,)) | 1).to(self.items.device)
+        return torch.isin(self._sums(item, place), other._sums(item, place))
+
+    def _sums(self, item: Int[Tensor, "V"], place: Int[Tensor, "L"]) -> Int[Tensor, "S"]:
+        offsets = self.offsets - self.offsets[0]
+        at = torch.arange(self.num_clicks, device=item.device) - offsets[:-1].repeat_interleave(self.lengths)
+        total = torch.nn.functional.pad((item[self.clicks.long()] * place[at]).cumsum(0), (1, 0))  # (M + 1,), mod 2^64
+        return total[offsets[1:]] - total[offsets[:-1]]
 
     def prefixes(self) -> Windows:
         """Every click but a session's first is a label; the input is all that came before it in the session."""

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbr_core import cache, datasets, readers, sources
+from sbr_core import cache, datasets, pickles, readers, sources
 from sbr_core.batches import gather
 from sbr_core.pickles import DataError
 from sbr_core.preprocess import PROTOCOLS, preprocess
@@ -63,8 +63,8 @@ COLUMNS = {"session": "visit", "item": "product", "time": "when", "test_seconds"
 ])
 def test_real_data_have_the_published_counts(real_data, name, means):
     data = datasets.load(name, real_data)
-    found = data.statistics()
-    assert {figure: found[figure] for figure in sources.EXPECTED[name]} == sources.EXPECTED[name]
+    found, expected = data.statistics(), sources.EXPECTED[name]
+    assert {figure: found[figure] for figure in expected} == pytest.approx(expected, abs=5e-4)
     assert tuple(round(found[f"mean_length{part}"], 3) for part in ("_train", "_test", "")) == means
     assert data.rows is None and len(data.test_windows()) == found["test_examples"]
     assert data.item_ids.tolist() == list(range(1, data.num_items + 1)) and data.train.times is None
@@ -92,6 +92,22 @@ def test_other_counts_are_refused(tmp_path):
     with pytest.raises(DataError, match="train_sessions of diginetica should be 186670, found 1; .* by its path"):
         datasets.load("diginetica", tmp_path)
     assert datasets.load(tmp_path / "diginetica").statistics()["train_sessions"] == 1
+
+
+def test_a_mean_length_other_than_published_is_refused(monkeypatch, real_data):
+    monkeypatch.setitem(sources.EXPECTED, "yoochoose1_64", {"items": 37_483, "mean_length_test": 6.444})
+    with pytest.raises(DataError, match="mean_length_test of yoochoose1_64 should be 6.444, found 6.445"):
+        datasets.load("yoochoose1_64", real_data)
+
+
+def test_the_test_half_of_diginetica_as_dgtn_cut_it(real_data):
+    """Its training half is not at hand; the test half has the counts that its name expects."""
+    runs, expected = pickles.read_runs(real_data / "diginetica_dgtn" / "test.txt"), sources.EXPECTED["diginetica_dgtn"]
+    lengths = np.diff(runs.offsets)
+    found = len(lengths), len(runs.items), int((lengths - 1).sum())
+    assert found == tuple(expected[f"test_{figure}"] for figure in ("sessions", "clicks", "examples"))
+    means = np.concatenate([np.arange(2, length + 1) for length in lengths]).mean()
+    assert round(means, 3) == expected["mean_length_test"] and runs.items.max() == expected["items"]
 
 
 def test_demo_and_large():
@@ -244,6 +260,15 @@ def test_the_second_load_reads_the_cache(tmp_path, own_cache, monkeypatch):
     assert [file.suffix for file in kept(own_cache)] == [".safetensors"]
     with pytest.raises(TypeError):  # another protocol is another entry: it must read the log
         datasets.from_log(path, protocol="dgtn", **COLUMNS)
+
+
+def test_the_form_of_the_cache_changes_with_the_steps_of_the_preparation(tmp_path):
+    """An entry keeps its funnel: whoever renames a step raises FORMAT, or old entries tell the old names."""
+    steps = [step.step for step in datasets.from_log(log_file(tmp_path / "log.csv"), **COLUMNS).funnel]
+    assert (cache.FORMAT, steps) == (2, [
+        "log", "sessions of 2 clicks or more", "items of 5 clicks or more", "still sessions of 2 clicks or more",
+        "training: before the cut", "test: after the cut", "test: items known from training",
+    ])
 
 
 def test_a_changed_log_is_read_again(tmp_path):

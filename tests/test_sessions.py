@@ -23,6 +23,13 @@ def test_prefixes_and_suffixes_are_those_of_a_double_loop(clicks):
 
 
 @settings(max_examples=100)
+@given(lists_of_sessions, lists_of_sessions)
+def test_sessions_among_others_are_those_of_a_set(clicks, others):
+    found = Sessions.from_lists(clicks, V).among(Sessions.from_lists(others, V))
+    assert found.tolist() == [session in others for session in clicks]
+
+
+@settings(max_examples=100)
 @given(lists_of_sessions)
 def test_there_is_an_example_for_every_click_but_the_first_of_a_session(clicks):
     sessions = Sessions.from_lists(clicks, V)
