@@ -66,8 +66,17 @@ def clip_gradients(
 
 
 def agc(model: nn.Module, mode: str, limit: float = 0.01, eps: float = 1e-3) -> Callable[[], None]:
-    """`clip_gradients` of the parameters that `mode` clips, as a function to be called before the optimizers step."""
+    """`clip_gradients` of the parameters that `mode` clips, as a function to be called before the optimizers step.
+
+    Raises:
+        ValueError: if the model has a further table that is only looked up: its gradient is always sparse.
+    """
     chosen = units(model, mode)
+    if chosen and getattr(model, "looked_up", ()):
+        raise ValueError(
+            f"agc={mode!r} reads whole gradients, and that of {type(model).__name__}'s {model.looked_up[0]} is sparse: "
+            "use agc='off'"
+        )
     return lambda: clip_gradients(chosen, mode, limit, eps)
 
 

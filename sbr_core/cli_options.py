@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,8 @@ TableOptimizer = Annotated[
     typer.Option(help="Of an item table that is only looked up: sparse-adam, rowwise-adam, rowwise-adagrad, adam."),
 ]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
+
+OF_COUNTING = ("max_len", "keep")  # the fields of a configuration that a counting system heeds
 
 
 def show(result: dict, as_json: bool) -> None:
@@ -68,7 +71,7 @@ def device_of(name: str) -> str:
 def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[str] | None = None, **overrides):
     """The published recipe of the pair, with what the command line says otherwise."""
     from sbr_core.config import CHOICES, TrainConfig
-    from sbr_core.models import MODELS
+    from sbr_core.models import MODELS, CountingModel
     from sbr_core.recipes import recipe
 
     if model not in MODELS:
@@ -81,6 +84,13 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
     given = fields | {key: value for key, value in overrides.items() if value is not None}
     if given.get("optimizer") in set(CHOICES["table_optimizer"]) - set(CHOICES["optimizer"]):
         given = {"table_optimizer": given.pop("optimizer")} | given
+    ignored = [key for key in given if key not in OF_COUNTING and (key != "seed" or given[key] != found.config.seed)]
+    if issubclass(MODELS[model], CountingModel) and ignored:
+        warnings.warn(
+            f"{model} counts instead of training by steps and does not read {', '.join(ignored)}; what it has of its "
+            "own is set by --set",
+            stacklevel=2,
+        )
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)
 

@@ -84,6 +84,11 @@ class TrainConfig:
             raise ValueError(f"clip_grad must be positive, or None for no clipping, got {self.clip_grad}")
         if self.clip_grad is not None and self.agc != "off":
             raise ValueError(f"clip_grad={self.clip_grad} and agc={self.agc!r} both clip: leave one of them out")
+        if self.agc == "sbr_inverted_axis0" and self.loss != "full":
+            raise ValueError(
+                f"agc={self.agc!r} changes the whole gradient of the item table, and loss={self.loss!r} has a sparse "
+                "one: use loss='full', or agc='nfnet', which leaves the table alone"
+            )
         if self.momentum and self.optimizer != "adagrad":
             raise ValueError(f"momentum={self.momentum} is for optimizer='adagrad', not for {self.optimizer!r}")
         self._check_batches()

@@ -16,6 +16,7 @@ from sbr_core.recipes import Recipe
 from sbr_core.recommend import Recommender
 from sbr_core.records import Watch
 from sbr_core.replicate import HELD_OUT, evaluator, new_model, occurring
+from sbr_core.sessions import Sessions
 from sbr_core.train import fit
 
 
@@ -66,7 +67,12 @@ def train(
             "dataset": dataset.fingerprint,
             "validate": validate,
         }
-        model.prepare(train_part)
+        if validate and getattr(model, "transductive", False):
+            raise ValueError(
+                "transductive=True makes neighbours of test sessions, and --validate picks an epoch without them: "
+                "leave one of them out"
+            )
+        _prepare(model, train_part, dataset)
         examples = config.examples(early).to(device)
         epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
     best = best_epoch(epochs, "test")
@@ -76,6 +82,12 @@ def train(
         picked = best_epoch(epochs, "validation")
         result["selected"] = {key: picked[key] for key in ("epoch", "validation", "test")}
     return result | {"epochs": epochs, "output": output and str(output)} | watch.read()
+
+
+def _prepare(model: torch.nn.Module, train: Sessions, dataset: Dataset) -> None:
+    """Give a model the training sessions, and the test's where it is told to find neighbours among them (DGTN)."""
+    test = [dataset.test.to(train.clicks.device)] if getattr(model, "transductive", False) else []
+    model.prepare(train, *test)
 
 
 def evaluate(
@@ -122,7 +134,7 @@ def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> 
     if isinstance(model, CountingModel):
         model.fit(dataset.train.to(device))
     else:
-        model.prepare(dataset.train.to(device))
+        _prepare(model, dataset.train.to(device), dataset)
     config = recipe.config
     train_part, test = config.examples(dataset.train).to(device), config.truncate(dataset.test_windows()).to(device)
     return {"model": recipe.model, "dataset": dataset.name} | benchmarks.bench(model, train_part, test, config, steps)

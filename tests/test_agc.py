@@ -8,6 +8,7 @@ from torch import nn
 
 from sbr_core.agc import MODES, agc, clip_gradients, units
 from sbr_core.config import CHOICES, TrainConfig
+from sbr_core.models import build
 from sbr_core.optim import make_clip
 
 SHAPES = [(3, 5), (7,), (4, 2, 3), (1, 6), (), (2, 2)]
@@ -147,6 +148,14 @@ def test_a_sparse_gradient_is_refused():
     nn.functional.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
     with pytest.raises(ValueError, match="a sampled loss has a sparse one: use loss='full'"):
         clip_gradients([table], "sbr_inverted_axis0")
+
+
+@pytest.mark.parametrize("mode", ["nfnet", "sbr_inverted_axis0"])
+def test_a_model_with_a_table_of_sparse_gradients_is_refused_before_its_first_step(mode):
+    model = build("gru4rec-2018", 9, dim=4, embedding="separate")
+    with pytest.raises(ValueError, match=f"agc='{mode}' reads whole gradients, and that of GRU4Rec2018's inputs is"):
+        make_clip(model, TrainConfig(agc=mode))
+    assert make_clip(build("gru4rec-2018", 9, dim=4), TrainConfig(agc=mode)) is not None
 
 
 def test_the_configuration_of_a_run_names_the_mode():

@@ -1,5 +1,6 @@
 """The commands: one JSON object on stdout, one line on stderr when the input is wrong, and the exit codes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from sbr_core import checkpoints, cli, datasets, recipes, synthetic, workflow
+from sbr_core.models import MODELS
 from sbr_core.recommend import Recommender
 from sbr_core.train import TrainConfig
 
@@ -305,6 +307,8 @@ WRONG = {
     "plan": (["replicate", "--plan", "nowhere.toml"], "nowhere.toml is not a plan"),
     "budget": (["replicate", "--models", "pop", "--budget", "soon"], "a budget is a time such as 90s, 20m or 2h"),
     "study": (["study", "nonsense"], "there is no study 'nonsense'; the studies are collisions, softmax, "),
+    "two of agc": (["train", "--model", "tagnn++", "--loss", "xe", "--config", "agc=sbr_inverted_axis0"],
+                   "agc='sbr_inverted_axis0' changes the whole gradient of the item table, and loss='xe' has a sparse"),
     "config": (["train", "--model", "stamp", "--config", "rate=1"], "--config has no field 'rate'; the fields are"),
     "seeds": (["replicate", "--models", "pop", "--seeds", "one"], "one"),
     "missing option": (["train"], "--model"),
@@ -360,6 +364,47 @@ def test_no_command_shows_the_help(sbr):
     assert code == 0 and all(
         command in out for command in ("train", "evaluate", "recommend", "bench", "data", "replicate")
     )
+
+
+@pytest.fixture
+def cut_demo(monkeypatch):
+    """The commands find a demo shop of few sessions."""
+    small = dataclasses.replace(DEMO, train=DEMO.train.select(0, 300), test=DEMO.test.select(0, 60))
+    monkeypatch.setattr(datasets, "load", lambda name, **_: small)
+    return small
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_system_trains_for_an_epoch(model, cut_demo, sbr_json, tmp_path):
+    found = sbr_json("train", "--model", model, "--dataset", "demo", "--epochs", 1, "--output", tmp_path)
+    (epoch,) = found["epochs"]
+    assert found["model"] == model and epoch["test"]["examples"] == len(cut_demo.test_windows())
+    assert 0 < epoch["test"]["HR@20"] < 100
+    loaded = sbr_json("evaluate", "--checkpoint", tmp_path)
+    assert loaded["MRR@20"] == pytest.approx(epoch["test"]["MRR@20"], abs=1e-9)
+
+
+def test_dgtn_is_given_the_test_sessions_where_it_is_told_to_find_neighbours_among_them(
+    cut_demo, sbr, sbr_json, tmp_path
+):
+    options = ["train", "--model", "dgtn", "--set", "dim=8", "--epochs", 1]
+    plain = sbr_json(*options)
+    found = sbr_json(*options, "--set", "transductive=true", "--output", tmp_path)
+    assert found["epochs"][0]["loss"] == plain["epochs"][0]["loss"]
+    assert found["best"]["MRR@20"] != plain["best"]["MRR@20"]
+    loaded = Recommender.load(tmp_path).model
+    assert int(loaded.neighbour_training) == 300 and len(loaded.neighbour_distinct) == 360
+    again = sbr_json("evaluate", "--checkpoint", tmp_path)
+    assert again["MRR@20"] == pytest.approx(found["best"]["MRR@20"], abs=1e-9)
+    code, _, err = sbr(*options, "--set", "transductive=true", "--validate")
+    assert code == 1 and "transductive=True makes neighbours of test sessions, and --validate picks" in err
+
+
+def test_a_counting_system_warns_of_the_fields_that_it_does_not_read(cut_demo, sbr):
+    code, out, err = sbr("train", "--model", "pop", "--config", "epochs=1", "--lr", 0.1, "--seed", 3, "--json")
+    assert code == 0 and out.count("\n") == 1 and err.count("\n") == 1
+    assert err.startswith("warning: pop counts instead of training by steps and does not read epochs, seed, lr;")
+    assert sbr("train", "--model", "pop", "--max-len", 3)[2] == sbr("train", "--model", "stamp", "--epochs", 1)[2] == ""
 
 
 @pytest.mark.parametrize("model", ["s-pop", "markov"])

@@ -24,6 +24,12 @@ def test_a_field_that_makes_no_sense_is_refused_by_name(field, value, message):
         TrainConfig(**{field: value})
 
 
+def test_a_gradient_that_is_clipped_whole_may_not_be_sparse():
+    with pytest.raises(ValueError, match="agc='sbr_inverted_axis0' changes the whole .* loss='in-batch' has a sparse"):
+        TrainConfig(agc="sbr_inverted_axis0", loss="in-batch")
+    assert TrainConfig(agc="nfnet", loss="in-batch").loss == TrainConfig(agc="off", loss="in-batch").loss == "in-batch"
+
+
 def test_every_choice_is_accepted():
     for name, allowed in CHOICES.items():
         for value in allowed:

@@ -100,7 +100,10 @@ class CSRM(SessionModel):
     Source: wmeirui/CSRM_SIGIR2019 (read, not copied).
     Differs: the recurrent cell resets after the linear map and has two biases a gate, as torch's own (the public code's
         resets before it; its gate biases of 1 are kept). The public code empties the memory before every epoch; here
-        an epoch goes on with the memory of the one before.
+        an epoch goes on with the memory of the one before. "streaming" writes in the order in which it is asked, and
+        reads what is there, rows of the very session too: short prefixes before long ones is the caller's order
+        (`leaks.ask`), and no row knows whose it is. That is the public code's behaviour, kept to measure its leak;
+        "off" is the form without one.
     """
 
     def __init__(

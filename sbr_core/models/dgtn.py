@@ -79,7 +79,8 @@ class DGTN(SessionModel):
         threshold: least similarity of a neighbour, in 0..1.
         sample_size: candidates, the most recent.
         transductive: at evaluation, earlier *test* sessions are neighbours too, as in the public code: `prepare` wants
-            them then.
+            them then. `sbr train` gives them; with --validate, and in `sbr replicate`, which picks its epoch on other
+            sessions than those of the test, the switch is refused.
 
     Shapes:
         batch.items (B, L) -> query (B, D)
