@@ -21,6 +21,7 @@ from sbr_core.datasets import Dataset
 from sbr_core.recipes import Recipe
 
 SCHEMA = 1
+EXTENT = ("epochs", "precision")  # how much of a recipe was run, and how exactly: a record of it may differ in these
 PACKAGES = ("torch", "numpy", "sbr-core")
 
 
@@ -68,21 +69,27 @@ def both_columns(epochs: dict[str, list[dict]], metrics=("HR@20", "MRR@20")) -> 
     return {"as_published": best, "honest": {key: honest["test"][key] for key in keys} | {"epoch": honest["epoch"]}}
 
 
-def check_same(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse a record that is not of this recipe on this dataset.
+def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str) -> dict:
+    """Refuse a record that is not of this recipe on this data; it may have other epochs or precision.
+
+    Args:
+        fingerprint: of the data.
+
+    Returns:
+        What of `EXTENT` the record has otherwise: name -> its value.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming what else differs.
     """
     record = json.loads(path.read_text(encoding="utf-8"))
     there = asdict(TrainConfig()) | record["recipe"]["config"] | record["recipe"]["arguments"]
     there |= {"fingerprint": record["fingerprint"]}
-    here = asdict(config) | recipe.arguments | {"fingerprint": dataset.fingerprint}
-    differing = sorted(key for key in there | here if there.get(key) != here.get(key))
-    if differing:
-        raise ValueError(
-            f"{path} is a record of other settings ({', '.join(differing)} differ): give another --results"
-        )
+    here = asdict(config) | recipe.arguments | {"fingerprint": fingerprint}
+    differing = {key: there.get(key) for key in sorted(there | here) if there.get(key) != here.get(key)}
+    wrong = [key for key in differing if key not in EXTENT]
+    if wrong:
+        raise ValueError(f"{path} is a record of other settings ({', '.join(wrong)} differ): give another --results")
+    return differing
 
 
 def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epochs: dict, watch: Watch) -> Path:

@@ -94,7 +94,7 @@ def replicate(
     path = results / records.file_name(recipe.model, dataset.name, seed, recipe.variant)
     config = dataclasses.replace(recipe.config, seed=seed)
     if path.exists():
-        records.check_same(path, recipe, config, dataset)
+        _say_recorded(path, records.check_same(path, recipe, config, dataset.fingerprint))
         return path
     with _locked(work / f"{path.stem}-final" / "lock"):
         watch = records.Watch(device)
@@ -104,6 +104,12 @@ def replicate(
         written = records.write(path, recipe, config, dataset, epochs, watch)
         records.keep_ranks(path, Path(f"{work / path.stem}-final"))
     return written
+
+
+def _say_recorded(path: Path, departs: dict) -> None:
+    """One line on stderr: a reader who asked for other epochs is not to take this record for theirs."""
+    held = ", with " + ", ".join(f"{key} {value}" for key, value in departs.items()) if departs else ""
+    print(f"recorded already: {path}{held}; a new one needs another --results", file=sys.stderr)
 
 
 def _counts(recipe: Recipe) -> bool:

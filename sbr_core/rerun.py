@@ -6,14 +6,18 @@ A run is named as its record is: ``tagnn``, or ``tagnn--average`` for a variant 
 
 import dataclasses
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from sbr_core import plan
+from sbr_core import plan, records
+from sbr_core.config import TrainConfig
 from sbr_core.plan import Job
 from sbr_core.recipes import recipe
 from sbr_core.recipes_variants import variants_of
+
+PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def jobs_for(
@@ -34,8 +38,8 @@ def jobs_for(
     """
     systems = {name.partition("--")[0] for name in names}
     published = {f"{s}--{v}": found for s in systems for v, found in variants_of(s, dataset).items()}
-    planned = plan.read(path) if path and any("--" in name and name not in published for name in names) else []
-    defined = {f"{job.recipe.model}--{job.recipe.variant}": job for job in planned if job.recipe.variant}
+    wanted = path and any("--" in name and name not in published for name in names)
+    defined = _defined(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0) if wanted else {}
     given = {"epochs": epochs, "precision": precision}
     given = {field: value for field, value in given.items() if value is not None}
     jobs = []
@@ -53,6 +57,12 @@ def jobs_for(
     return jobs
 
 
+@lru_cache(maxsize=2)
+def _defined(path: Path, changed: int) -> dict[str, Job]:
+    """The variants of a plan by their names; read again when the file has changed."""
+    return {f"{job.recipe.model}--{job.recipe.variant}": job for job in plan.read(path) if job.recipe.variant}
+
+
 def _changed(job: Job) -> dict:
     """In what a variant departs from its recipe, as `plan.varied` takes it."""
     plain = recipe(job.recipe.model, job.dataset)
@@ -62,10 +72,55 @@ def _changed(job: Job) -> dict:
     return {"arguments": arguments, "config": config, "select": job.recipe.select}
 
 
-def command(system: str, dataset: str, seed: int, variant: str = "") -> str:
-    """What a reader types to make a record; a variant is one that the plan defines."""
-    name = f"{system}--{variant}" if variant else system
-    return f"sbr replicate --models {name} --datasets {dataset} --seeds {seed}"
+def command(system: str, dataset: str, seed: int, variant: str = "", **given) -> str:
+    """What a reader types to make a record; a variant is one that the plan defines, `given` replaces the recipe's."""
+    options = "".join(f" --{key} {value}" for key, value in given.items())
+    return f"sbr replicate --models {_name(system, variant)} --datasets {dataset} --seeds {seed}{options}"
+
+
+def repeat(record: dict, path: Path | str = "") -> str:
+    """What a reader types to make a record again, with the epochs and the precision that it has.
+
+    Args:
+        path: of the plan that defines its variant.
+    """
+    of_its_own = {key: held for key, (held, _) in departures(record, path).items()}
+    return command(record["system"], record["dataset"], record["seed"], record["variant"], **of_its_own)
+
+
+def departures(record: dict, path: Path | str = "") -> dict[str, tuple]:
+    """In which of `records.EXTENT` a record is not what its recipe says: name -> (the record's, the recipe's).
+
+    Args:
+        path: of the plan that defines its variant.
+
+    Raises:
+        ValueError: if the plan has no such variant.
+    """
+    name = _name(record["system"], record["variant"])
+    planned = jobs_for([name], record["dataset"], path=path)[0].recipe.config
+    held = dataclasses.asdict(TrainConfig()) | record["recipe"]["config"]
+    both = {key: (held[key], getattr(planned, key)) for key in records.EXTENT}
+    return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+
+
+def shortened(folder: Path | str, system: str, dataset: str, seed: int = 0) -> str:
+    """A sentence on how a record departs from its recipe in epochs and precision; "" if it does not, or is missing."""
+    file = Path(folder, records.file_name(system, dataset, seed))
+    departs = departures(record := records.read(file)) if file.exists() else {}
+    if not departs:
+        return ""
+    curve = [epoch["test"]["HR@20"] for epoch in record["runs"]["final"]]
+    there = f"The run of {system} on {dataset} here"
+    if "epochs" not in departs:
+        return f"{there} was made in {PRECISIONS[departs['precision'][0]]}."
+    form = f", in {PRECISIONS[departs['precision'][0]]}" if "precision" in departs else ""
+    text = f"{there} stopped after {len(curve)} of its recipe's {departs['epochs'][1]} epochs{form}"
+    return text + (f"; the last one moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if len(curve) > 1 else ".")
+
+
+def _name(system: str, variant: str) -> str:
+    return f"{system}--{variant}" if variant else system
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:

@@ -39,7 +39,9 @@ def folder(tmp_path):
     speeds = [{"model": "tagnn", "dataset": "diginetica", "examples_per_second": 500.0}]
     (results / "studies").mkdir()
     (results / "studies" / "speed.json").write_text(json.dumps(speeds))
-    (tmp_path / "plan.toml").write_text('[[rows]]\nsystems = ["stamp"]\ndatasets = ["demo"]\nseeds = [0, 3]\n')
+    plan = '[[rows]]\nsystems = ["stamp"]\ndatasets = ["demo"]\nseeds = [0, 3]\n'
+    variant = '[[rows]]\nsystems = ["tagnn++"]\ndatasets = ["diginetica"]\nvariant = "without-agc"\n'
+    (tmp_path / "plan.toml").write_text(plan + variant)
     return results
 
 
@@ -52,6 +54,15 @@ def test_a_row_a_record_the_best_first(folder):
     assert row.minutes == pytest.approx(40 / 60) and row["examples/s"] == 6.0
     for line in board.record:
         assert (folder.parent / line.split('"')[1]).exists()
+
+
+def test_the_command_of_a_row_repeats_what_it_holds(folder):
+    found = record("tagnn", "diginetica", mrr=18.0)
+    found["recipe"]["config"] |= {"epochs": 4, "precision": "bf16"}
+    (folder / records.file_name("tagnn", "diginetica", 0)).write_text(json.dumps(found))
+    assert leaderboard.board(folder).repeat[1] == (
+        "<code>sbr replicate --models tagnn --datasets diginetica --seeds 0 --epochs 4 --precision bf16</code>"
+    )
 
 
 def test_only_systems_with_a_price_are_drawn(folder):

@@ -1,6 +1,7 @@
 """A published row repeated: two runs, one record, continued after a stop, never done twice."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -63,11 +64,25 @@ def test_the_select_run_trains_on_all_but_the_latest_tenth_and_the_final_run_on_
     assert trained == [90 * 5, 100 * 5]
 
 
-def test_a_record_that_is_there_is_left_alone(run, monkeypatch):
+def test_a_record_that_is_there_is_left_alone(run, monkeypatch, capsys):
     path = run()
     before, changed = path.read_bytes(), path.stat().st_mtime_ns
     monkeypatch.setattr(replicate, "fit", None)
     assert run() == path and path.read_bytes() == before and path.stat().st_mtime_ns == changed
+    assert capsys.readouterr().err == f"recorded already: {path}; a new one needs another --results\n"
+
+
+@pytest.mark.parametrize("field, refused", [("epochs", False), ("precision", False), ("lr", True)])
+def test_a_record_of_fewer_epochs_is_of_the_recipe_and_one_of_another_rate_is_not(field, refused, run, capsys):
+    path = run()
+    found = json.loads(path.read_text())
+    found["recipe"]["config"][field] = {"epochs": 1, "precision": "bf16", "lr": 0.5}[field]
+    path.write_text(json.dumps(found))
+    if refused:
+        with pytest.raises(ValueError, match=f"record of other settings \\({field} differ\\)"):
+            run()
+    else:
+        assert run() == path and f", with {field} {found['recipe']['config'][field]};" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [10, 40])

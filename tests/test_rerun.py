@@ -1,11 +1,17 @@
 """The runs of a chapter made again: the plan's variants on any dataset, and the command of every missing record."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from test_tables import record
 
 from sbr_core import plan, records, rerun
 from sbr_core.recipes import recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAN = """
 [[rows]]
 why = "first"
@@ -46,6 +52,39 @@ def test_a_variant_that_no_plan_defines_is_refused(path):
         rerun.jobs_for(["tagnn--sum"], "demo", path=path)
     with pytest.raises(ValueError, match="there is no model 'tagnnn'"):
         rerun.jobs_for(["tagnnn"], "demo", path=path)
+
+
+def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
+    held = record("stamp", "diginetica")
+    planned = held["recipe"]["config"]["epochs"]
+    held["recipe"]["config"] |= {"epochs": 2, "precision": "bf16"}
+    held["runs"]["final"] = [{"test": {"HR@20": value}} for value in (40.0, 41.5)]
+    assert rerun.departures(held) == {"epochs": (2, planned), "precision": ("bf16", "fp32")}
+    assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --epochs 2 --precision bf16")
+    file = tmp_path / records.file_name("stamp", "diginetica", 0)
+    file.write_text(json.dumps(held))
+    assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
+        f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs, in bfloat16; "
+        "the last one moved HR@20 by +1.50."
+    )
+    held["recipe"]["config"] |= {"epochs": planned}
+    file.write_text(json.dumps(held))
+    assert rerun.shortened(tmp_path, "stamp", "diginetica").endswith("was made in bfloat16.")
+    held["recipe"]["config"] |= {"precision": "fp32"}
+    file.write_text(json.dumps(held))
+    assert rerun.shortened(tmp_path, "stamp", "diginetica") == rerun.shortened(tmp_path, "narm", "demo") == ""
+
+
+def test_the_committed_records_are_of_what_the_book_would_run_today():
+    plan_file, folder = ROOT / "book/plan.toml", ROOT / "book/results"
+    paths = [*folder.glob("*.json"), *folder.glob("variants/*.json")]
+    for held, path in ((records.read(path), path) for path in paths):
+        name = f"{held['system']}--{held['variant']}".removesuffix("--")
+        (job,) = rerun.jobs_for([name], held["dataset"], [held["seed"]], path=plan_file)
+        config = dataclasses.replace(job.recipe.config, seed=job.seed)
+        departs = records.check_same(path, job.recipe, config, held["fingerprint"])
+        assert departs == {key: mine for key, (mine, _) in rerun.departures(held, plan_file).items()}
+    assert len(paths) > 80
 
 
 def test_what_is_missing_comes_with_its_command(path, tmp_path):

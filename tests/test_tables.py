@@ -1,12 +1,14 @@
 """Published numbers beside ours: the right run in the right cell, empty cells where there is none, honest intervals."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
 from sbr_core import published, records, tables
+from sbr_core.recipes import recipe
 
 
 def record(system, dataset, seed=0, variant="", hr=50.0, mrr=20.0):
@@ -15,7 +17,7 @@ def record(system, dataset, seed=0, variant="", hr=50.0, mrr=20.0):
     return {
         "schema": records.SCHEMA, "system": system, "variant": variant, "dataset": dataset, "seed": seed,
         "as_published": {"HR@20": hr, "MRR@20": mrr}, "honest": honest | {"epoch": 1}, "runs": {"final": epochs},
-        "device": "CPU", "peak_rss_mb": 1.0,
+        "device": "CPU", "peak_rss_mb": 1.0, "recipe": {"config": asdict(recipe(system, dataset).config)},
     }  # fmt: skip
 
 

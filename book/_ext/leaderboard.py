@@ -18,7 +18,7 @@ from itables.javascript import generate_init_offline_itables_html, to_html_datat
 from matplotlib import pyplot as plt
 from sphinx.util.docutils import SphinxDirective
 
-from sbr_core import plan, plots, rerun, tables
+from sbr_core import plan, plots, records, rerun, tables
 
 STYLE = """<style>
 .dt-container { font-size: 0.85rem; }
@@ -44,8 +44,8 @@ def board(folder: Path) -> pd.DataFrame:
         shown[f"± {metric}"] = (found[f"high {metric}@20"] - found[f"low {metric}@20"]).astype(float) / 2
     shown["minutes"] = found.seconds.astype(float) / 60
     shown["record"] = [_link(folder, Path(path)) for path in found.record]
-    runs = zip(found.system, found.dataset, found.seed, found.variant, strict=True)
-    shown["repeat"] = [f"<code>{escape(rerun.command(*run))}</code>" for run in runs]
+    again = (rerun.repeat(records.read(Path(path)), folder.parent / "plan.toml") for path in found.record)
+    shown["repeat"] = [f"<code>{escape(command)}</code>" for command in again]
     named = found.variant.map(lambda name: f" ({name})" if name else "")
     shown["system"] = (found.system + named).map(escape)
     columns = ["system", "dataset", "seed", "HR@20", "± HR", "MRR@20", "± MRR", "best HR@20", "best MRR@20"]
