@@ -5,18 +5,19 @@ Exit codes: 0 done, 1 wrong input, 130 interrupted.
 
 import json
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sbr_core import cli_data
 from sbr_core.cli_options import (
     Config,
     DatasetName,
     Device,
     Json,
+    Log,
     Loss,
     ModelName,
     Optimizer,
@@ -24,18 +25,23 @@ from sbr_core.cli_options import (
     Set,
     TableOptimizer,
     device_of,
+    load_dataset,
     recipe_of,
     show,
+    whole_numbers,
     write,
 )  # fmt: skip
 
 PLAN = Path("book/plan.toml")
+CONTINUES = {  # what follows after Ctrl-C
+    "train": ": with --output, the same command continues",
+    "replicate": ": the same command continues",
+}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("``--json``")[0]
 )
-data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what they hold, preparing them.")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:
@@ -47,10 +53,12 @@ def main() -> None:
         code = _fail(error.format_message() or "a command is missing")
     except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError, ImportError) as error:
         code = _fail(str(error))
+    except MemoryError as error:
+        code = _fail(f"not enough memory ({error or 'at all'}); take a smaller dataset, model or batch")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
-        print("interrupted: with --output, the same command continues", file=sys.stderr)
+        print("interrupted" + CONTINUES.get(" ".join(sys.argv[1:2]), ""), file=sys.stderr)
     sys.exit(code)
 
 
@@ -60,45 +68,13 @@ def _fail(message: str) -> int:
     return 1
 
 
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """Every dataset, whether it is on this machine, and how to get it."""
-    from sbr_core import datasets
-
-    show(
-        {row.pop("name"): row if as_json else f"{row['status']:10} {row['note']}" for row in datasets.catalogue()},
-        as_json,
-    )
-
-
-@data_app.command("stats")
-def data_stats(dataset: DatasetName = "demo", as_json: Json = False) -> None:
-    """Counts of a dataset, checked against the published ones where there are any."""
-    from sbr_core import datasets
-
-    show(datasets.load(dataset).statistics(), as_json)
-
-
-@data_app.command("prepare")
-def data_prepare(dataset: DatasetName = "demo", as_json: Json = False) -> None:
-    """Read, preprocess and cache a dataset."""
-    from sbr_core import datasets
-
-    begun = time.perf_counter()
-    found = datasets.load(dataset)
-    seconds = time.perf_counter() - begun
-    show(
-        {"dataset": found.name, "fingerprint": found.fingerprint, "protocol": found.protocol, "seconds": seconds},
-        as_json,
-    )
-
-
 @app.command()
 def train(
     model: ModelName,
     dataset: DatasetName = "demo",
+    log: Log = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")] = None,
-    seed: int = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")
     ] = None,
@@ -120,14 +96,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a system by its published recipe; the test is reported after every epoch."""
-    from sbr_core import datasets, workflow
+    from sbr_core import workflow
 
     options = dict(
         epochs=epochs, precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len, patience=patience
     ) | dict(loss=loss, optimizer=optimizer, table_optimizer=table_optimizer)
     recipe = recipe_of(model, dataset, set_, config_, seed=seed, **options)
     result = workflow.train(
-        recipe, datasets.load(dataset), output, validate, device_of(device), progress=sys.stderr.isatty()
+        recipe, load_dataset(dataset, log), output, validate, device_of(device), progress=sys.stderr.isatty()
     )
     if not as_json:
         for epoch in result.pop("epochs"):
@@ -140,6 +116,7 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="A counting system, fitted on the spot.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder written by `sbr train --output`.")] = None,
     dataset: DatasetName = "demo",
+    log: Log = None,
     ties: Annotated[str, typer.Option(help="conservative, standard or median.")] = "conservative",
     breakdown: Annotated[bool, typer.Option(help="Add metrics by prefix length and by target popularity.")] = False,
     device: Device = "auto",
@@ -147,13 +124,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Rank the target of every test example among all items."""
-    from sbr_core import datasets, workflow
+    from sbr_core import workflow
 
     if (model is None) == (checkpoint is None):
         raise ValueError("give either --model (a counting system) or --checkpoint (a trained one)")
     recipe = recipe_of(model, dataset, set_) if model else None
-    found = datasets.load(dataset)
-    show(workflow.evaluate(recipe, checkpoint, found, ties, breakdown, device_of(device)), as_json)
+    found, progress = load_dataset(dataset, log), sys.stderr.isatty()
+    show(workflow.evaluate(recipe, checkpoint, found, ties, breakdown, device_of(device), progress), as_json)
 
 
 @app.command()
@@ -180,21 +157,23 @@ def index(
     checkpoint: Annotated[Path, typer.Option(help="Folder written by `sbr train --output`.")],
     output: Annotated[Path, typer.Option(help="File of the index, for any program that has faiss.")],
     dataset: DatasetName = "demo",
+    log: Log = None,
     kind: Annotated[str, typer.Option(help="flat (exact), hnsw or ivf.")] = "hnsw",
     effort: Annotated[int, typer.Option(help="Nodes (hnsw) or cells (ivf) that a search looks at.")] = 64,
     k: Annotated[int, typer.Option("-k", help="Items of a shelf.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Write a faiss index of a model's items; its recall and speed against exact search, on test examples."""
-    from sbr_core import datasets, workflow
+    from sbr_core import workflow
 
-    show(workflow.index(checkpoint, datasets.load(dataset), output, kind, effort, k), as_json)
+    show(workflow.index(checkpoint, load_dataset(dataset, log), output, kind, effort, k), as_json)
 
 
 @app.command()
 def bench(
     model: ModelName = "sr-gnn",
     dataset: DatasetName = "demo",
+    log: Log = None,
     steps: int = 50,
     softmax: Annotated[
         str | None,
@@ -213,18 +192,18 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time of a training step beside its floor, of the evaluation, and peak memory."""
-    from sbr_core import datasets, workflow
+    from sbr_core import workflow
     from sbr_core.bench import bench_softmax
 
     if softmax:
-        counts = [int(count) for count in softmax.split(",")]
+        counts = whole_numbers(softmax, "--softmax")
         rows = [bench_softmax(count, batch_size or 100, device=device_of(device)) for count in counts]
         show({"softmax": rows}, as_json)
         return
     options = dict(precision=precision, batch_size=batch_size, compile=compile_ or None)
     options |= dict(loss=loss, optimizer=optimizer, table_optimizer=table_optimizer, l2=l2)
     recipe = recipe_of(model, dataset, set_, config_, **options)
-    show(workflow.bench(recipe, datasets.load(dataset), steps, device_of(device)), as_json)
+    show(workflow.bench(recipe, load_dataset(dataset, log), steps, device_of(device)), as_json)
 
 
 @app.command()
@@ -253,7 +232,7 @@ def replicate(
     if models is None:
         jobs = plan.read(plan_ or PLAN)
     else:
-        names, each = models.split(","), [int(seed) for seed in seeds.split(",")]
+        names, each = models.split(","), whole_numbers(seeds, "--seeds")
         parts = (jobs_for(names, d, each, epochs, plan_ or PLAN, precision) for d in datasets_.split(","))
         jobs = [job for part in parts for job in part]
     if list_:

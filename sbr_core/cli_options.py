@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,17 @@ from typing import Annotated
 import typer
 
 ModelName = Annotated[str, typer.Option("--model", help="A system of `sbr_core.models.MODELS`, such as sr-gnn.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, or a folder.")]
+DatasetName = Annotated[
+    str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, a folder, or a CSV or Parquet file.")
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        help="How to read a file: --log session=visitor,item=sku,time=when names its columns; session_gap=1800 cuts "
+        "users into sessions; also test_seconds, protocol, sep. Repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[
@@ -28,6 +39,7 @@ TableOptimizer = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
 
+LOG = dict.fromkeys(("session", "item", "time", "protocol", "sep"), str) | {"session_gap": float, "test_seconds": float}
 OF_COUNTING = ("max_len", "keep")  # the fields of a configuration that a counting system heeds
 
 
@@ -55,6 +67,50 @@ def parse_pairs(pairs: list[str] | None, option: str = "--set") -> dict:
     return arguments
 
 
+def load_dataset(name: str, log: list[str] | None):
+    """The dataset of a --dataset option; a click log is read as the --log options say."""
+    from sbr_core import datasets
+
+    arguments = {}
+    for pair in (pair for pairs in log or [] for pair in pairs.split(",")):
+        key, _, text = pair.partition("=")
+        if key.strip() not in LOG or not text:
+            raise ValueError(f"--log takes name=value of {', '.join(LOG)}, separated by commas, got {pair!r}")
+        try:
+            arguments[key.strip()] = LOG[key.strip()](text)
+        except ValueError:
+            raise ValueError(f"--log {key.strip()} is a number of seconds, got {text!r}") from None
+    return datasets.load(name, **arguments)
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """"1000,40000" -> [1000, 40000]."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes whole numbers, separated by commas, got {text!r}") from None
+
+
+def config_fields(pairs: list[str] | None) -> dict:
+    """Fields of `TrainConfig` from name=value pairs; a whole number will do where the field is a float.
+
+    Raises:
+        ValueError: no such field, or a value of another type.
+    """
+    from sbr_core.config import TrainConfig
+
+    fields, kinds = parse_pairs(pairs, "--config"), {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+    for key, value in fields.items():
+        if key not in kinds:
+            raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(kinds)}")
+        if type(value) is int and isinstance(1.0, kinds[key]):
+            fields[key] = value = float(value)
+        right = isinstance(value, kinds[key]) and (kinds[key] is bool or not isinstance(value, bool))
+        if not right or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--config {key} is {getattr(kinds[key], '__name__', kinds[key])}, got {value!r}")
+    return fields
+
+
 def device_of(name: str) -> str:
     """The device that a --device option means, checked."""
     import torch
@@ -70,17 +126,13 @@ def device_of(name: str) -> str:
 
 def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[str] | None = None, **overrides):
     """The published recipe of the pair, with what the command line says otherwise."""
-    from sbr_core.config import CHOICES, TrainConfig
+    from sbr_core.config import CHOICES
     from sbr_core.models import MODELS, CountingModel
     from sbr_core.recipes import recipe
 
     if model not in MODELS:
         raise ValueError(f"there is no model {model!r}; the models are {', '.join(MODELS)}")
-    found, fields = recipe(model, dataset), parse_pairs(config_, "--config")
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    for key in fields:
-        if key not in known:
-            raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(known)}")
+    found, fields = recipe(model, dataset), config_fields(config_)
     given = fields | {key: value for key, value in overrides.items() if value is not None}
     if given.get("optimizer") in set(CHOICES["table_optimizer"]) - set(CHOICES["optimizer"]):
         given = {"table_optimizer": given.pop("optimizer")} | given

@@ -105,21 +105,24 @@ class Dataset:
         }
 
 
-def load(name: str | Path, root: Path | str | None = None) -> Dataset:
-    """Load a dataset by name or folder, and check it against the counts the literature agrees on.
+def load(name: str | Path, root: Path | str | None = None, **log) -> Dataset:
+    """Load a dataset by name, folder or file, and check it against the counts the literature agrees on.
 
     Args:
         name: demo; large:N (synthetic, N items); diginetica, diginetica_lessr, yoochoose1_64, yoochoose1_64_dgtn,
             yoochoose1_4 or meli2020; or a folder with a training file (all_train_seq.txt, unaug_train.txt or train.txt)
-            and test.txt.
+            and test.txt; or a click log of your own: a CSV, TSV or Parquet file, or a folder of Parquet shards.
         root: the folder that holds the named datasets, each in a folder of its name or as its raw file (default:
             ``$SBR_DATA``, then the cache folder, into which what has an open URL is downloaded).
+        log: for a click log: arguments of `from_log`, such as the names of its columns.
 
     Raises:
         DataError: nothing of that name (the message says which file to put where), an unreadable file, or counts other
             than expected.
     """
     name = str(name)
+    if log or _is_log(name):
+        return from_log(name, **log)
     if name == "demo":
         shop, train, test = synthetic.demo()
         return _dataset("demo", train, test, np.arange(shop.num_items), "synthetic", law=shop)
@@ -177,6 +180,14 @@ def from_log(path: Path | str, session: str = "session", item: str = "item", tim
     return _prepared(Path(path).name, Path(path), build, protocol, (session, item, time, session_gap, sep))
 
 
+def _is_log(name: str) -> bool:
+    """A file, or a folder of Parquet shards, whose path is not a dataset's name or a folder in the field's form."""
+    path = Path(name)
+    if name in ("demo", *RAW) or any((path / file).is_file() for file in TRAIN_FILES):
+        return False
+    return path.is_file() or path.is_dir() and any(file.suffix in readers.PARQUET for file in path.iterdir())
+
+
 def _prepared(name: str, path: Path, build, protocol: Protocol, how: tuple = ()) -> Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")
@@ -229,7 +240,7 @@ def from_folder(folder: Path | str, num_items: int | None = None, protocol: str 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"no dataset and no folder {str(folder)!r}; known are demo, large:N, {', '.join(RAW)}")
+        raise DataError(f"no dataset, folder or file {str(folder)!r}; known are demo, large:N, {', '.join(RAW)}")
     source = next((folder / file for file in TRAIN_FILES if (folder / file).is_file()), None)
     if source is None:
         raise DataError(f"{folder}: no training file; put one of {', '.join(TRAIN_FILES)} there")

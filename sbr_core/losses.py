@@ -160,6 +160,9 @@ def make_loss(model: torch.nn.Module, config: TrainConfig, train: Windows):
     for name in config.loss_arguments:
         if name not in known:
             raise ValueError(f"loss={config.loss!r} has no argument {name!r}; it has {', '.join(known)}")
+        kind, value = taken[name].annotation, config.loss_arguments[name]
+        if not isinstance(value, kind) and not (type(value) is int and isinstance(1.0, kind)):
+            raise ValueError(f"loss={config.loss!r}: {name} is {getattr(kind, '__name__', kind)}, got {value!r}")
     given = {"precision": config.precision}
     if not loss.full_catalogue:
         counts = (target_counts if getattr(loss, "counts_targets", False) else click_counts)(train)

@@ -27,8 +27,8 @@ def main(
     model: ModelName,
     dataset: DatasetName = "demo",
     epochs: int | None = None,
-    seed: int = 0,
-    loss: Annotated[str, typer.Option(help="full, sampled-softmax (negatives drawn on every rank), ...")] = "full",
+    seed: int | None = None,
+    loss: Annotated[str | None, typer.Option(help="full, sampled-softmax (negatives drawn on every rank), ...")] = None,
     negatives: int | None = None,
     batch_size: int | None = None,
     l2: float | None = None,
@@ -55,7 +55,7 @@ def main(
             **arguments,
         )
         data = datasets.load(dataset)
-        whole = new_model(recipe, data.num_items, seed, device)
+        whole = new_model(recipe, data.num_items, recipe.config.seed, device)
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
         windows = recipe.config.examples(data.train).to(device)
         test = recipe.config.truncate(data.test_windows()).to(device)

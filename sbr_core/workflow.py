@@ -40,7 +40,10 @@ def train(
     if config.patience is not None and not validate:
         raise ValueError("--patience wants --validate: without held-out sessions there is nothing to be patient about")
     if output:
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"--output {output}: a file is in the way; it must be a folder, new or not") from None
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
     evaluators = {"test": evaluator(dataset.test_windows().to(device), config, train_part)}
@@ -91,7 +94,13 @@ def _prepare(model: torch.nn.Module, train: Sessions, dataset: Dataset) -> None:
 
 
 def evaluate(
-    recipe: Recipe | None, checkpoint: Path | None, dataset: Dataset, ties: str, breakdown: bool, device: str = "cpu"
+    recipe: Recipe | None,
+    checkpoint: Path | None,
+    dataset: Dataset,
+    ties: str,
+    breakdown: bool,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> dict:
     """Metrics of a counting system fitted on the spot (`recipe`), or of a trained model (`checkpoint`)."""
     windows = dataset.test_windows().to(device)
@@ -112,7 +121,7 @@ def evaluate(
         model.fit(dataset.train.to(device))
     begun = time.perf_counter()
     seen = occurring(dataset.train).to(device)
-    result = rank_all(model, windows, ties, seen)
+    result = rank_all(model, windows, ties, seen, progress=progress)
     report = result.metrics | {
         "examples": len(result.ranks),
         "ties": ties,

@@ -1,6 +1,9 @@
 """What all tests share. The package is imported inside the fixtures, after the hook that checks shapes is in place."""
+import json
 import os
 import random
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +54,34 @@ def toy_sessions():
     clicks = [[0, 1, 0, 2], [3, 3, 4], [5], [1, 2], [2, 1, 2, 1, 2]]
     clicks += [[4, 0], [0, 1, 2, 3, 4, 5, 0, 1], [3, 4], [5, 0, 5], [2, 3]]
     return Sessions.from_lists(clicks, num_items=7, times=[1000 + 60 * number for number in range(len(clicks))])
+
+
+@pytest.fixture
+def sbr(monkeypatch, capsys):
+    """sbr("train", ...) -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own in place
+
+    from sbr_core import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sbr", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            warnings.simplefilter("always")
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def sbr_json(sbr):
+    """The one JSON object that a command prints."""
+
+    def run(*arguments):
+        code, out, err = sbr(*arguments, "--json")
+        assert code == 0, err
+        assert out.count("\n") == 1 and out.endswith("\n")
+        return json.loads(out)
+
+    return run

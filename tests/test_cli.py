@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from sbr_core import checkpoints, cli, datasets, recipes, synthetic, workflow
+from sbr_core import checkpoints, datasets, recipes, synthetic, workflow
 from sbr_core.models import MODELS
 from sbr_core.recommend import Recommender
 from sbr_core.train import TrainConfig
@@ -22,35 +21,6 @@ SMALL = ["--set", "dim=8", "--batch-size", "512"]
 DEMO = datasets.load("demo")
 TESTS = len(DEMO.test_windows())
 METRICS = {f"{name}@{k}" for name in ("HR", "MRR", "NDCG") for k in (5, 10, 20)}
-
-
-@pytest.fixture
-def sbr(monkeypatch, capsys):
-    """sbr("train", ...) -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own in place
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sbr", *map(str, arguments)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            warnings.simplefilter("always")
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def sbr_json(sbr):
-    """The one JSON object that a command prints."""
-
-    def run(*arguments):
-        code, out, err = sbr(*arguments, "--json")
-        assert code == 0, err
-        assert out.count("\n") == 1 and out.endswith("\n")
-        return json.loads(out)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +280,14 @@ WRONG = {
     "two of agc": (["train", "--model", "tagnn++", "--loss", "xe", "--config", "agc=sbr_inverted_axis0"],
                    "agc='sbr_inverted_axis0' changes the whole gradient of the item table, and loss='xe' has a sparse"),
     "config": (["train", "--model", "stamp", "--config", "rate=1"], "--config has no field 'rate'; the fields are"),
-    "seeds": (["replicate", "--models", "pop", "--seeds", "one"], "one"),
+    "seeds": (["replicate", "--models", "pop", "--seeds", "one"], "--seeds takes whole numbers, separated by commas"),
+    "softmax": (["bench", "--softmax", "100,b"], "--softmax takes whole numbers, separated by commas, got '100,b'"),
+    "output": (["train", "--model", "pop", "--output", __file__], "test_cli.py: a file is in the way; it must be a"),
+    "output below a file": (["train", "--model", "pop", "--output", f"{__file__}/x"], "a file is in the way"),
+    "argument of a loss": (
+        ["train", "--model", "stamp", "--loss", "triplet", "--config", 'loss_arguments={"negatives": "many"}'],
+        "loss='triplet': negatives is int, got 'many'",
+    ),
     "missing option": (["train"], "--model"),
     "missing value": (["train", "--model"], "--model"),
     "unknown option": (["train", "--model", "sr-gnn", "--bogus"], "--bogus"),
@@ -325,6 +302,36 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_1(arguments, message, s
     assert code == 1 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert message in err
+
+
+def test_no_memory_is_one_line(sbr, monkeypatch):
+    def full(*arguments, **more):
+        raise MemoryError("Unable to allocate 15.0 GiB for an array")
+
+    monkeypatch.setattr(datasets, "load", full)
+    code, out, err = sbr("data", "stats")
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert err.startswith("error: not enough memory (Unable to allocate 15.0 GiB for an array); take a smaller")
+
+
+@pytest.mark.parametrize("command, said", [
+    (["train", "--model", "pop"], "interrupted: with --output, the same command continues\n"),
+    (["evaluate", "--model", "pop"], "interrupted\n"), (["data", "stats"], "interrupted\n"),
+])  # fmt: skip
+def test_only_a_run_that_can_go_on_says_so(command, said, sbr, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *name, **log: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert sbr(*command) == (130, "", said)
+
+
+def test_evaluate_shows_its_progress_on_a_terminal(sbr, monkeypatch):
+    seen = []
+    monkeypatch.setattr(workflow, "rank_all", lambda *given, progress: seen.append(progress) or 1 / 0)
+    for terminal in (True, False):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+            workflow_arguments = ["evaluate", "--model", "pop"]
+            sbr(*workflow_arguments)
+    assert seen == [True, False]
 
 
 def test_a_session_of_something_else_than_integers_is_refused(trained, sbr):

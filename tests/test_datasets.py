@@ -128,7 +128,7 @@ def test_missing_data_are_told_where_to_go(tmp_path, monkeypatch):
     assert str(tmp_path / "data" / "yoochoose1_4" / "yoochoose-clicks.dat") in str(error.value)
     with pytest.raises(DataError, match="train_dataset.jl.gz.*MeLi Data Challenge 2020"):
         datasets.load("meli2020")
-    with pytest.raises(DataError, match="no dataset and no folder 'amazon'; known are demo, large:N, diginetica"):
+    with pytest.raises(DataError, match="no dataset, folder or file 'amazon'; known are demo, large:N, diginetica"):
         datasets.load("amazon")
 
 
@@ -221,6 +221,16 @@ def test_a_log_of_your_own(tmp_path):
     assert torch.equal(data.train.items, expected.train.items) and torch.equal(data.test.offsets, expected.test.offsets)
     assert data.train.times.tolist() == [s * 3600 + 2 for s in range(49)] and len(data.test) == 11
     assert data.funnel == expected.funnel and data.name == "log.csv"
+
+
+def test_a_path_may_stand_where_a_name_is_asked_for(tmp_path):
+    path = log_file(tmp_path / "log.csv")
+    assert datasets.load(path, **COLUMNS).fingerprint == datasets.from_log(path, **COLUMNS).fingerprint
+    (tmp_path / "shards").mkdir()
+    pd.read_csv(path).to_parquet(tmp_path / "shards" / "0.parquet")
+    assert datasets.load(tmp_path / "shards", **COLUMNS).fingerprint == datasets.load(path, **COLUMNS).fingerprint
+    folder(tmp_path / "shards", [[1, 2]], ([[1]], [2]))  # the field's files go first
+    assert datasets.load(tmp_path / "shards").protocol == "folder"
 
 
 def test_users_are_cut_into_sessions(tmp_path):

@@ -3,6 +3,8 @@ import ast
 import re
 import sys
 import tomllib
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from packaging.utils import canonicalize_name
 from pybtex.database import parse_file
 
 import sbr_core
+from sbr_core import datasets, train
+from sbr_core.models import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -91,6 +95,31 @@ def test_the_reference_page_lists_every_module():
     modules = {name for name in modules if not name.endswith("__init__")} - {"sbr_core.__main__"}
     listed = re.findall(r"^\.\. automodule:: (\S+)$", read("book/api.md"), re.MULTILINE)
     assert sorted(listed) == sorted(modules)
+
+
+def test_the_readme_claims_only_records_that_are_there():
+    named = {"Yoochoose 1/64": "yoochoose1_64", "Diginetica": "diginetica", "demo": "demo"}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in read("README.md").splitlines()]
+    rows = [row for row in rows if len(row) == 5 and row[2].startswith("`models/")]
+    systems = [(re.findall("`([^`]+)`", row[1]), row[4].split(", ")) for row in rows]
+    claims = [(system, title) for names, titles in systems for system in names for title in titles]
+    assert {system for system, _ in claims} == set(MODELS)
+    for system, title in claims:
+        assert (ROOT / "book" / "results" / f"{system}--{named[title]}--seed0.json").is_file(), (system, title)
+
+
+def test_the_readme_s_example_runs_whatever_the_ids_are(capsys, monkeypatch):
+    demo = datasets.load("demo")
+    renamed = replace(demo, item_ids=demo.item_ids + 5000, test=demo.test.select(0, 50))
+    monkeypatch.setattr(datasets, "load", lambda name: renamed)
+    (code,) = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda model, examples, config: fit(model, examples[:1000], config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of clicks that are unknown
+        exec(code, {})
+    metrics, shelf = capsys.readouterr().out.splitlines()
+    assert "HR@20" in metrics and all(5000 <= int(item) < 5280 for item in re.findall(r"\d+", shelf.split("]")[0]))
 
 
 def test_citations_are_complete():
