@@ -257,7 +257,7 @@ def study(
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import blend, leaks, scaling, studies
+    from sbr_core import blend, data_studies, leaks, scaling, studies
 
     names = datasets_.split(",")
     known = {
@@ -270,6 +270,8 @@ def study(
         "blend": lambda: [blend.blend_study(work, (models or "sr-gnn,stan").split(","), name) for name in names],
         "stream": lambda: [leaks.stream_study(work, name) for name in names],
         "speed": lambda: studies.speed_study(models.split(",") if models else None, names),
+        "ties": lambda: data_studies.ties_study(names),
+        "click-order": lambda: data_studies.click_order_study(names),
     }
     if name not in known:
         raise ValueError(f"there is no study {name!r}; the studies are {', '.join(known)}")
