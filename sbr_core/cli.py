@@ -54,7 +54,7 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError, ImportError) as error:
         code = _fail(str(error))
     except MemoryError as error:
-        code = _fail(f"not enough memory ({error or 'at all'}); take a smaller dataset, model or batch")
+        code = _fail(f"not enough memory ({error}); take a smaller dataset, model or batch")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
