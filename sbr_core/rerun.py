@@ -119,6 +119,17 @@ def shortened(folder: Path | str, system: str, dataset: str, seed: int = 0) -> s
     return text + (f"; the last one moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if len(curve) > 1 else ".")
 
 
+def extents(folder: Path | str, dataset: str, seed: int = 0) -> str:
+    """A sentence on all published recipes recorded on a dataset: which stopped early, and which ran in bfloat16."""
+    runs = [r for r in records.load(folder) if (r["dataset"], r["seed"], r["variant"]) == (dataset, seed, "")]
+    departs = {record["system"]: departures(record) for record in runs}
+    early = [f"{name} {d['epochs'][0]} of {d['epochs'][1]}" for name, d in departs.items() if "epochs" in d]
+    rough = [name for name, d in departs.items() if d.get("precision", ("",))[0] == "bf16"]
+    parts = [f"stopped before their recipes' last epoch: {', '.join(early)}"] if early else []
+    parts += [f"trained in bfloat16: {', '.join(rough)}"] if rough else []
+    return f"Of the {len(runs)} systems recorded on {dataset}, {'; '.join(parts)}." if parts else ""
+
+
 def _name(system: str, variant: str) -> str:
     return f"{system}--{variant}" if variant else system
 

@@ -67,12 +67,17 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
         f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs, in bfloat16; "
         "the last one moved HR@20 by +1.50."
     )
+    assert rerun.extents(tmp_path, "diginetica") == (
+        "Of the 1 systems recorded on diginetica, stopped before their recipes' last epoch: stamp 2 of 8; "
+        "trained in bfloat16: stamp."
+    )
     held["recipe"]["config"] |= {"epochs": planned}
     file.write_text(json.dumps(held))
     assert rerun.shortened(tmp_path, "stamp", "diginetica").endswith("was made in bfloat16.")
     held["recipe"]["config"] |= {"precision": "fp32"}
     file.write_text(json.dumps(held))
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == rerun.shortened(tmp_path, "narm", "demo") == ""
+    assert rerun.extents(tmp_path, "diginetica") == ""
 
 
 def test_the_committed_records_are_of_what_the_book_would_run_today():
