@@ -99,6 +99,7 @@ def test_the_reference_page_lists_every_module():
 
 def test_the_readme_claims_only_records_that_are_there():
     named = {"Yoochoose 1/64": "yoochoose1_64", "Diginetica": "diginetica", "demo": "demo"}
+    named |= {"Yoochoose 1/64 (dgtn)": "yoochoose1_64_dgtn"}
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in read("README.md").splitlines()]
     rows = [row for row in rows if len(row) == 5 and row[2].startswith("`models/")]
     systems = [(re.findall("`([^`]+)`", row[1]), row[4].split(", ")) for row in rows]
