@@ -60,7 +60,8 @@ def jobs_for(
 @lru_cache(maxsize=2)
 def _defined(path: Path, changed: int) -> dict[str, Job]:
     """The variants of a plan by their names; read again when the file has changed."""
-    return {f"{job.recipe.model}--{job.recipe.variant}": job for job in plan.read(path) if job.recipe.variant}
+    jobs = (job for job in plan.read(path) if job.recipe.variant)
+    return {_name(job.recipe.model, job.recipe.variant): job for job in jobs}
 
 
 def _changed(job: Job) -> dict:
