@@ -216,6 +216,7 @@ def replicate(
     budget: Annotated[str | None, typer.Option(help="As many missing runs, in order, as fit: 20m, 2h.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     epochs: int | None = None,
+    longer: Annotated[bool, typer.Option("--longer", help="Run again what is recorded with fewer epochs.")] = False,
     precision: Precision = None,
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("book/results"),
@@ -242,9 +243,9 @@ def replicate(
     if budget or models is None:
         jobs = plan.affordable(jobs, results, plan.parse_budget(budget) if budget else None)
     if workers > 1:
-        paths = run_with_workers(jobs, workers, work, results, device_of(device))
+        paths = run_with_workers(jobs, workers, work, results, device_of(device), longer)
     else:
-        paths = run_all(jobs, work, results, device_of(device), sys.stderr.isatty())
+        paths = run_all(jobs, work, results, device_of(device), sys.stderr.isatty(), longer)
     show({"records": [str(path) for path in paths]}, as_json)
 
 

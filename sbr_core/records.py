@@ -118,6 +118,21 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     return path
 
 
+def set_aside(path: Path) -> Path:
+    """Make room for a longer run: the record and its ranks go to the folder ``shorter`` beside it, nothing is lost.
+
+    Returns:
+        Where the record lies now, named after its epochs.
+    """
+    epochs = read(path)["recipe"]["config"]["epochs"]
+    there = path.parent / "shorter" / f"{path.stem}--{epochs}-epochs.json"
+    ranks_path(there).parent.mkdir(parents=True, exist_ok=True)
+    if ranks_path(path).exists():
+        os.replace(ranks_path(path), ranks_path(there))
+    os.replace(path, there)
+    return there
+
+
 def read(path: Path) -> dict:
     """One record.
 

@@ -76,16 +76,24 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def replicate(
-    recipe: Recipe, dataset: Dataset, seed: int, work: Path, results: Path, device: str = "cpu", progress: bool = True
+    recipe: Recipe,
+    dataset: Dataset,
+    seed: int,
+    work: Path,
+    results: Path,
+    device: str = "cpu",
+    progress: bool = True,
+    longer: bool = False,
 ) -> Path:
     """Run a recipe in both protocols and write its record; a run that was stopped is continued.
 
     Args:
         work: folder of the checkpoints.
         results: folder of the records; the ranks of the honest epoch go into its folder ``ranks``.
+        longer: a record of the same run with fewer epochs is no reason to stop; it is set aside at the end.
 
     Returns:
-        The record's file. One that is there already is left alone: records are append-only.
+        The record's file. One that is there already is left alone otherwise: records are append-only.
 
     Raises:
         ValueError: if the record that is there is of other settings or other data.
@@ -94,13 +102,17 @@ def replicate(
     path = results / records.file_name(recipe.model, dataset.name, seed, recipe.variant)
     config = dataclasses.replace(recipe.config, seed=seed)
     if path.exists():
-        _say_recorded(path, records.check_same(path, recipe, config, dataset.fingerprint))
-        return path
+        departs = records.check_same(path, recipe, config, dataset.fingerprint)
+        if not (longer and set(departs) == {"epochs"} and departs["epochs"] < config.epochs):
+            _say_recorded(path, departs)
+            return path
     with _locked(work / f"{path.stem}-final" / "lock"):
         watch = records.Watch(device)
         parts = ("select", "final") if recipe.select and not _counts(recipe) else ("final",)
         run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
         epochs = {part: run(part) for part in parts}
+        if path.exists():
+            records.set_aside(path)
         written = records.write(path, recipe, config, dataset, epochs, watch)
         records.keep_ranks(path, Path(f"{work / path.stem}-final"))
     return written
@@ -109,7 +121,8 @@ def replicate(
 def _say_recorded(path: Path, departs: dict) -> None:
     """One line on stderr: a reader who asked for other epochs is not to take this record for theirs."""
     held = ", with " + ", ".join(f"{key} {value}" for key, value in departs.items()) if departs else ""
-    print(f"recorded already: {path}{held}; a new one needs another --results", file=sys.stderr)
+    longer = ", or --longer for more epochs" if "epochs" in departs else ""
+    print(f"recorded already: {path}{held}; a new one needs another --results{longer}", file=sys.stderr)
 
 
 def _counts(recipe: Recipe) -> bool:
@@ -143,8 +156,10 @@ def _run(
     return fit(model, examples, config, {name: held_out}, folder, identity, keep, progress=progress)
 
 
-def run_all(jobs: list, work: Path, results: Path, device: str = "cpu", progress: bool = True) -> list[Path]:
-    """Run the jobs of a `plan` one after another, passing over what another process is at work on.
+def run_all(
+    jobs: list, work: Path, results: Path, device: str = "cpu", progress: bool = True, longer: bool = False
+) -> list[Path]:
+    """`replicate` the jobs of a `plan` one after another, passing over what another process is at work on.
 
     A job that fails is reported on stderr and the next one begins.
 
@@ -155,7 +170,7 @@ def run_all(jobs: list, work: Path, results: Path, device: str = "cpu", progress
     for job in jobs:
         try:
             dataset = datasets.load(job.dataset)
-            written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress))
+            written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress, longer))
         except Busy as busy:
             print(f"passed over: {busy}", file=sys.stderr)
         except (ValueError, FloatingPointError, OSError) as error:
@@ -166,7 +181,9 @@ def run_all(jobs: list, work: Path, results: Path, device: str = "cpu", progress
     return written
 
 
-def run_with_workers(jobs: list, workers: int, work: Path, results: Path, device: str = "cpu") -> list[Path]:
+def run_with_workers(
+    jobs: list, workers: int, work: Path, results: Path, device: str = "cpu", longer: bool = False
+) -> list[Path]:
     """`run_all` in several processes that share the jobs; a job belongs to the process that locks it first.
 
     Raises:
@@ -174,7 +191,7 @@ def run_with_workers(jobs: list, workers: int, work: Path, results: Path, device
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
-    arguments = (jobs, work, results, device, threads)
+    arguments = (jobs, work, results, device, threads, longer)
     processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -192,9 +209,9 @@ def run_with_workers(jobs: list, workers: int, work: Path, results: Path, device
     return [results / job.file for job in jobs if (results / job.file).exists()]
 
 
-def _worker(jobs: list, work: Path, results: Path, device: str, threads: int) -> None:
+def _worker(jobs: list, work: Path, results: Path, device: str, threads: int, longer: bool) -> None:
     torch.set_num_threads(threads)
     try:
-        run_all(jobs, work, results, device, progress=False)
+        run_all(jobs, work, results, device, progress=False, longer=longer)
     except (RuntimeError, KeyboardInterrupt) as error:
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)

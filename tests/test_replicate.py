@@ -21,8 +21,8 @@ RECIPE = Recipe("gru4rec", {"dim": 8}, TrainConfig(epochs=2, batch_size=32, lr=0
 
 @pytest.fixture
 def run(tmp_path):
-    def go(recipe=RECIPE, results="results", dataset=DATASET, seed=1):
-        return replicate.replicate(recipe, dataset, seed, tmp_path / "work", tmp_path / results, progress=False)
+    def go(recipe=RECIPE, results="results", dataset=DATASET, seed=1, **more):
+        return replicate.replicate(recipe, dataset, seed, tmp_path / "work", tmp_path / results, progress=False, **more)
 
     return go
 
@@ -83,6 +83,36 @@ def test_a_record_of_fewer_epochs_is_of_the_recipe_and_one_of_another_rate_is_no
             run()
     else:
         assert run() == path and f", with {field} {found['recipe']['config'][field]};" in capsys.readouterr().err
+
+
+def with_epochs(count):
+    return dataclasses.replace(RECIPE, config=dataclasses.replace(RECIPE.config, epochs=count))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_longer_run_goes_on_from_the_shorter_one_and_sets_its_record_aside(kept, run, tmp_path, monkeypatch):
+    path = run()
+    before, ranks, given = path.read_bytes(), records.ranks_path(path).read_bytes(), []
+    if not kept:
+        (tmp_path / "work").rename(tmp_path / "lost")
+    step = train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *arguments: given.append(1) or step(*arguments))
+    assert run(with_epochs(3), longer=True) == path
+    assert len(given) == {True: 31, False: 93}[kept]  # 15 steps an epoch of the select run, 16 of the final one
+    aside = path.parent / "shorter" / f"{path.stem}--2-epochs.json"
+    assert aside.read_bytes() == before and records.ranks_path(aside).read_bytes() == ranks
+    whole = records.read(run(with_epochs(3), results="straight"))
+    assert records.load(path.parent) == [records.read(path)]
+    assert without_time(records.read(path)) == without_time(whole)
+
+
+@pytest.mark.parametrize("epochs, longer", [(3, False), (2, True), (1, True)])
+def test_a_record_is_set_aside_only_for_a_longer_run_and_only_when_asked(epochs, longer, run, monkeypatch, capsys):
+    path = run()
+    before = path.read_bytes()
+    monkeypatch.setattr(replicate, "fit", None)
+    assert run(with_epochs(epochs), longer=longer) == path and path.read_bytes() == before
+    assert not (path.parent / "shorter").exists() and "recorded already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [10, 40])
