@@ -10,6 +10,8 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sbr_core.batches import Batch
 from sbr_core.config import TrainConfig
@@ -23,6 +25,11 @@ from sbr_core.train import _update as update
 from sbr_core.train import make_order, train_step
 
 MANY_SCORES = 2**32  # more are not evaluated by a benchmark
+SOME_ROWS = frozenset({  # operations that are given a table and read or write rows of it by number, or only view it
+    "aten::detach", "aten::slice.Tensor", "aten::select.int", "aten::view", "aten::embedding", "aten::index.Tensor",
+    "aten::index_select", "aten::index_add_", "aten::index_copy_", "aten::searchsorted.Tensor",
+    "aten::_sparse_coo_tensor_with_dims_and_tensors",
+})  # fmt: skip
 
 
 def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
@@ -35,8 +42,8 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
     Returns:
         step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second
         (mean examples of a batch by the median step), mean_width (mean L of the batches timed), parameters (how many
-        numbers are trained), loss and table_optimizer by name, peak_rss_mb (of data, model and one step); with
-        auxiliary tasks what `bench_tasks` returns.
+        numbers are trained), loss and table_optimizer by name, peak_rss_mb and on a GPU peak_device_mb (of data, model
+        and one step); with auxiliary tasks what `bench_tasks` returns.
     """
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
@@ -44,7 +51,7 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
     source = endless(make_order(train, config, 0, least_rows(run.loss)), train)
     model.train()
     train_step(model, run.loss, run.optimizers, next(source), run.encode, run.clip)
-    peak = peak_rss_mb()  # before the floor takes memory of its own
+    peak = _peak(train.device)  # before the floor takes memory of its own
     drawn = None if run.loss.full_catalogue else _candidates(run.loss, config.batch_size)
     floor = _floor(model, torch.bfloat16 if config.precision == "bf16" else torch.float32, config, drawn)
     step_times, floor_times, widths, sizes = [], [], [], []
@@ -74,9 +81,40 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
         "table_optimizer": config.table_optimizer,
         "steps": steps,
         **bench_tasks(run, steps, warmup),
-        "peak_rss_mb": peak,
+        **peak,
         "device": str(train.device),
     }
+
+
+class LargestTensors(TorchDispatchMode):
+    """Inside its ``with``, every operation's name and how many numbers the largest dense tensor has that it takes or
+    gives, in `found`."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: dict[str, int] = {}
+
+    def __torch_dispatch__(self, operation, types, arguments=(), more=None):
+        """Do it, and note the size."""
+        given = operation(*arguments, **(more or {}))
+        tensors = [x for x in tree_leaves((arguments, more, given)) if isinstance(x, torch.Tensor)]
+        largest = max((x.numel() for x in tensors if x.layout == torch.strided), default=0)
+        self.found[operation.name()] = max(largest, self.found.get(operation.name(), 0))
+        return given
+
+
+def profile_step(model: nn.Module, train: Windows, config: TrainConfig) -> dict[str, int]:
+    """The operations of a training step, once the optimizers have their state: `LargestTensors.found` of the second.
+
+    Work in proportion to the catalogue is an operation with V numbers or more that is not one of `SOME_ROWS`.
+    """
+    run = Run(model, train, config, None, {}, 0.0)
+    batches = endless(make_order(train, config, 0, least_rows(run.loss)), train)
+    train_step(model, run.loss, run.optimizers, next(batches), run.encode, run.clip)
+    batch = next(batches)
+    with LargestTensors() as watch:
+        train_step(model, run.loss, run.optimizers, batch, run.encode, run.clip)
+    return watch.found
 
 
 def _candidates(loss, batch_size: int) -> int:
@@ -124,11 +162,28 @@ def bench_evaluation(model: nn.Module, windows: Windows) -> dict:
     }
 
 
-def bench(model: nn.Module, train: Windows, test: Windows, config: TrainConfig, steps: int = 50) -> dict:
-    """Training and evaluation speed of a neural model; evaluation speed of a counting one."""
-    if isinstance(model, CountingModel):
-        return bench_evaluation(model, test) | {"peak_rss_mb": peak_rss_mb(), "device": str(test.device)}
-    return bench_training(model, train, config, steps) | bench_evaluation(model, test)
+def bench(model: nn.Module, train: Windows, test: Windows | None, config: TrainConfig, steps: int = 50) -> dict:
+    """Training and evaluation speed of a neural model; evaluation speed of a counting one.
+
+    Args:
+        test: examples to evaluate; None for none.
+
+    Raises:
+        ValueError: if there is nothing to measure: a counting model without examples.
+    """
+    if not isinstance(model, CountingModel):
+        return bench_training(model, train, config, steps) | ({} if test is None else bench_evaluation(model, test))
+    if test is None:
+        raise ValueError(f"{type(model).__name__} counts: its evaluation is all that is measured, leave it in")
+    return bench_evaluation(model, test) | _peak(test.device) | {"device": str(test.device)}
+
+
+def _peak(device: torch.device) -> dict[str, float]:
+    """Peak memory so far, in MB: of the process, and on a GPU of the device."""
+    peak = {"peak_rss_mb": peak_rss_mb()}
+    if device.type == "cuda":
+        peak["peak_device_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return peak
 
 
 def endless(order, train: Windows) -> Iterator[Batch]:

@@ -13,6 +13,8 @@ import typer
 
 from sbr_core import cli_data
 from sbr_core.cli_options import (
+    L2,
+    BatchSize,
     Config,
     DatasetName,
     Device,
@@ -25,6 +27,7 @@ from sbr_core.cli_options import (
     Set,
     TableOptimizer,
     device_of,
+    jobs_of,
     load_dataset,
     recipe_of,
     show,
@@ -33,6 +36,7 @@ from sbr_core.cli_options import (
 )  # fmt: skip
 
 PLAN = Path("book/plan.toml")
+RENEW = "Run again what is recorded with fewer epochs, in bf16 or without its ranks; that record is kept in earlier/."
 CONTINUES = {  # what follows after Ctrl-C
     "train": ": with --output, the same command continues",
     "replicate": ": the same command continues",
@@ -85,11 +89,13 @@ def train(
     optimizer: Optimizer = None,
     table_optimizer: TableOptimizer = None,
     precision: Precision = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    l2: float | None = None,
+    batch_size: BatchSize = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the first epochs (default: the recipe's).")] = None,
+    l2: L2 = None,
     max_len: Annotated[int | None, typer.Option(help="Keep the last so many clicks of an input.")] = None,
-    patience: int | None = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better one; wants --validate.")
+    ] = None,
     device: Device = "auto",
     set_: Set = None,
     config_: Config = None,
@@ -174,7 +180,8 @@ def bench(
     model: ModelName = "sr-gnn",
     dataset: DatasetName = "demo",
     log: Log = None,
-    steps: int = 50,
+    steps: Annotated[int, typer.Option(help="Training steps that are timed; a few more warm up.")] = 50,
+    no_evaluation: Annotated[bool, typer.Option("--no-evaluation", help="Time the steps and no evaluation.")] = False,
     softmax: Annotated[
         str | None,
         typer.Option(help="Instead: time the forms of the full softmax at these numbers of items, e.g. 1000,40000."),
@@ -183,8 +190,8 @@ def bench(
     optimizer: Optimizer = None,
     table_optimizer: TableOptimizer = None,
     precision: Precision = None,
-    batch_size: int | None = None,
-    l2: float | None = None,
+    batch_size: BatchSize = None,
+    l2: L2 = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
     device: Device = "auto",
     set_: Set = None,
@@ -203,20 +210,22 @@ def bench(
     options = dict(precision=precision, batch_size=batch_size, compile=compile_ or None)
     options |= dict(loss=loss, optimizer=optimizer, table_optimizer=table_optimizer, l2=l2)
     recipe = recipe_of(model, dataset, set_, config_, **options)
-    show(workflow.bench(recipe, load_dataset(dataset, log), steps, device_of(device)), as_json)
+    found = load_dataset(dataset, log)
+    show(workflow.bench(recipe, found, steps, device_of(device), not no_evaluation), as_json)
 
 
 @app.command()
 def replicate(
     models: Annotated[str | None, typer.Option(help="Systems or variants (tagnn--average) of the plan.")] = None,
-    datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    datasets_: Annotated[str | None, typer.Option("--datasets", help="Of the plan's; with --models: demo.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Of the plan's, separated by commas; with --models: 0.")] = None,
     plan_: Annotated[Path | None, typer.Option("--plan", help="A plan to follow, such as book/plan.toml.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what is recorded, what is missing, its time.")] = False,
     budget: Annotated[str | None, typer.Option(help="As many missing runs, in order, as fit: 20m, 2h.")] = None,
+    package: Annotated[Path | None, typer.Option(help="Put new records here, not among --results.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     epochs: int | None = None,
-    longer: Annotated[bool, typer.Option("--longer", help="Run again what is recorded with fewer epochs.")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help=RENEW)] = False,
     precision: Precision = None,
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("book/results"),
@@ -224,28 +233,24 @@ def replicate(
     as_json: Json = False,
 ) -> None:
     """Select run, final run and record of each recipe, in turn; what is recorded or half done is not done again."""
-    from sbr_core import plan
+    from sbr_core import plan, work_package
     from sbr_core.replicate import run_all, run_with_workers
-    from sbr_core.rerun import jobs_for
 
     if models is None and plan_ is None and not list_:
         raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
-    if models is None:
-        jobs = plan.read(plan_ or PLAN)
-    else:
-        names, each = models.split(","), whole_numbers(seeds, "--seeds")
-        parts = (jobs_for(names, d, each, epochs, plan_ or PLAN, precision) for d in datasets_.split(","))
-        jobs = [job for part in parts for job in part]
+    jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision)
+    seconds, of_plan = plan.parse_budget(budget) if budget else None, models is None
     if list_:
-        rows = plan.listing(jobs, results)
-        print(json.dumps({"runs": rows}) if as_json else plan.render(rows))
+        rows = plan.listing(jobs, results, device if device != "auto" else device_of(device))
+        print(json.dumps({"runs": rows}) if as_json else plan.render(rows, workers))
         return
-    if budget or models is None:
-        jobs = plan.affordable(jobs, results, plan.parse_budget(budget) if budget else None)
-    if workers > 1:
-        paths = run_with_workers(jobs, workers, work, results, device_of(device), longer)
+    device, progress = device_of(device), sys.stderr.isatty()
+    if seconds or package or of_plan:
+        paths = work_package.fill(jobs, work, results, package, seconds, workers, device, renew, progress)
+    elif workers > 1:
+        paths = run_with_workers(jobs, workers, work, results, device, renew)
     else:
-        paths = run_all(jobs, work, results, device_of(device), sys.stderr.isatty(), longer)
+        paths = run_all(jobs, work, results, device, progress, renew)
     show({"records": [str(path) for path in paths]}, as_json)
 
 
@@ -258,7 +263,7 @@ def study(
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import blend, data_studies, leaks, scaling, studies
+    from sbr_core import blend, data_studies, leaks, retrieval_study, scaling, studies
 
     names = datasets_.split(",")
     known = {
@@ -268,6 +273,7 @@ def study(
         "table-optimizers": lambda: studies.table_study(names),
         "scale": scaling.scale_study,
         "epoch": scaling.epoch_study,
+        "retrieval": retrieval_study.retrieval_study,
         "blend": lambda: [blend.blend_study(work, (models or "sr-gnn,stan").split(","), name) for name in names],
         "stream": lambda: [leaks.stream_study(work, name) for name in names],
         "speed": lambda: studies.speed_study(models.split(",") if models else None, names),

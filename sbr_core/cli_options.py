@@ -37,6 +37,10 @@ TableOptimizer = Annotated[
     str | None,
     typer.Option(help="Of an item table that is only looked up: sparse-adam, rowwise-adam, rowwise-adagrad, adam."),
 ]
+BatchSize = Annotated[int | None, typer.Option(help="Examples of a step (default: the recipe's).")]
+L2 = Annotated[
+    float | None, typer.Option(help="Weight decay (default: the recipe's); 0 where a loss only looks the table up.")
+]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the recipe's).")]
 
 LOG = dict.fromkeys(("session", "item", "time", "protocol", "sep"), str) | {"session_gap": float, "test_seconds": float}
@@ -84,7 +88,7 @@ def load_dataset(name: str, log: list[str] | None):
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """"1000,40000" -> [1000, 40000]."""
+    """ "1000,40000" -> [1000, 40000]."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
@@ -135,7 +139,12 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
     found, fields = recipe(model, dataset), config_fields(config_)
     given = fields | {key: value for key, value in overrides.items() if value is not None}
     if given.get("optimizer") in set(CHOICES["table_optimizer"]) - set(CHOICES["optimizer"]):
-        given = {"table_optimizer": given.pop("optimizer")} | given
+        of_table = given.pop("optimizer")
+        if given.setdefault("table_optimizer", of_table) != of_table:
+            raise ValueError(
+                f"--optimizer {of_table} is for the item table, and so is --table-optimizer "
+                f"{given['table_optimizer']}: give one of them"
+            )
     ignored = [key for key in given if key not in OF_COUNTING and (key != "seed" or given[key] != found.config.seed)]
     if issubclass(MODELS[model], CountingModel) and ignored:
         warnings.warn(
@@ -145,6 +154,27 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
         )
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)
+
+
+def jobs_of(
+    models: str | None, datasets: str | None, seeds: str | None, path: Path, epochs: int | None, precision: str | None
+) -> list:
+    """The runs that the options of `sbr replicate` name: those of --models, or the plan's on --datasets with --seeds.
+
+    Raises:
+        ValueError: if the plan has none such, or --epochs or --precision are to change its recipes.
+    """
+    from sbr_core import plan
+    from sbr_core.rerun import jobs_for
+
+    each = whole_numbers(seeds, "--seeds") if seeds else []
+    if models is not None:
+        names = (datasets or "demo").split(",")
+        parts = (jobs_for(models.split(","), name, each or [0], epochs, path, precision) for name in names)
+        return [job for part in parts for job in part]
+    if epochs is not None or precision is not None:
+        raise ValueError(f"--epochs and --precision go with --models: the runs of {path} keep to their recipes")
+    return plan.only(plan.read(path), datasets.split(",") if datasets else [], each)
 
 
 def write(text: str, output: Path | None) -> None:

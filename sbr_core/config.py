@@ -41,6 +41,7 @@ class TrainConfig:
         optimizer: "adam", "adamw" or "adagrad", see `optim.make_optimizers`.
         momentum: of "adagrad".
         table_optimizer, table_l2: of an item table that is only looked up, see `optim.make_optimizers`.
+        table_lr: learning rate of the item tables, > 0; None is `lr`. It falls by the same schedule.
         clip_grad: longest gradient (2-norm over all parameters) before a step; None for no clipping.
         agc: adaptive gradient clipping, "off", "nfnet" or "sbr_inverted_axis0", see `agc.clip_gradients`.
     """
@@ -70,6 +71,7 @@ class TrainConfig:
     agc: str = "off"
     table_optimizer: str = "auto"
     table_l2: str = "all"
+    table_lr: float | None = None
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "block"):
@@ -82,6 +84,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad must be positive, or None for no clipping, got {self.clip_grad}")
+        if self.table_lr is not None and self.table_lr <= 0:
+            raise ValueError(f"table_lr must be positive, or None for the rate of all else, got {self.table_lr}")
         if self.clip_grad is not None and self.agc != "off":
             raise ValueError(f"clip_grad={self.clip_grad} and agc={self.agc!r} both clip: leave one of them out")
         if self.agc == "sbr_inverted_axis0" and self.loss != "full":

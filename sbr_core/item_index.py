@@ -15,6 +15,7 @@ from torch import Tensor
 from sbr_core.models.base import SessionModel
 
 PIECE = 2**17  # items scored at a time
+TRAINED = 64  # vectors of a cell, on average, from which its centre is made
 KINDS = {"flat": "Flat", "hnsw": "HNSW32", "ivf": "IVF{cells},Flat"}  # in the words of faiss.index_factory
 
 
@@ -38,7 +39,7 @@ def exact_top(
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
     """Scores and numbers of the k best items, best first; of equal scores the earlier item is the better one.
 
-    Memory is B x (`piece` + k) scores, whatever V is.
+    Memory is B x (`piece` + 2 k) scores, whatever V is.
 
     Raises:
         ValueError: if k is not in 1..V.
@@ -49,23 +50,34 @@ def exact_top(
     for begin in range(0, len(items), piece):
         scores = query @ items[begin : begin + piece].T  # (B, piece)
         ids = torch.arange(begin, begin + scores.shape[1], device=query.device).expand_as(scores)
-        best = _best(torch.cat([best[0], scores], 1), torch.cat([best[1], ids], 1), k)
+        found = best_of(scores, ids, k)
+        best = best_of(torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1), k)
     return best
 
 
-def _best(scores: Float[Tensor, "B N"], ids: Int[Tensor, "B N"], k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of each row, stably: columns come in the order of the catalogue among equals."""
+def best_of(
+    scores: Float[Tensor, "B N"], ids: Int[Tensor, "B N"], k: int
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """Scores and ids of the k best columns of each row (of all N where they are fewer), best first; of equal scores the
+    earlier column is the better one, the same on every machine."""
     if scores.shape[1] > k:
-        least, columns = scores.topk(k, 1)
-        among = scores >= least[:, -1:]
-        spare = int(among.sum(1).max())  # more than k where the last ones tie
-        if spare == k:
-            columns = columns.sort(dim=1).values
-        else:
-            columns = among.logical_not().byte().argsort(dim=1, stable=True)[:, :spare]
+        columns = _columns(scores, k)
         scores, ids = scores.gather(1, columns), ids.gather(1, columns)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    order = scores.argsort(dim=1, descending=True, stable=True)
     return scores.gather(1, order), ids.gather(1, order)
+
+
+def _columns(scores: Float[Tensor, "B N"], k: int) -> Int[Tensor, "B K"]:
+    """The k best columns of each row, in their order; where the last ones tie, as many of the first as there is room
+    for."""
+    least, columns = scores.topk(k, 1)
+    least = least[:, -1:]
+    equal = scores == least
+    if int(equal.sum(1).max()) == 1:
+        return columns.sort(dim=1).values
+    above = scores > least
+    room = k - above.sum(1, keepdim=True)
+    return (above | equal & (equal.cumsum(1, dtype=torch.int32) <= room)).nonzero()[:, 1].view(-1, k)
 
 
 def recall(found: Int[Tensor, "B K"], exact: Int[Tensor, "B K"]) -> float:
@@ -78,7 +90,7 @@ class Index:
 
     Args:
         kind: "flat" (exact), "hnsw" (a graph of neighbours; no training, memory for 64 links an item) or "ivf"
-            (cells around centres; fewer bytes, trained on the vectors).
+            (cells around centres; fewer bytes, the centres trained on a part of the vectors).
         effort: how much of the index a search looks at: nodes for "hnsw", cells for "ivf".
 
     Raises:
@@ -91,14 +103,25 @@ class Index:
             raise ValueError(f"kind is one of {', '.join(KINDS)} and effort at least 1, got {kind!r} and {effort}")
         items = item_vectors(model).float().cpu().contiguous().numpy()
         faiss = _faiss()
-        cells = min(len(items), max(1, int(4 * len(items) ** 0.5)))
-        self.faiss = faiss.index_factory(items.shape[1], KINDS[kind].format(cells=cells), faiss.METRIC_INNER_PRODUCT)
-        self.faiss.train(items)
+        self.kind, self.cells = kind, min(len(items), max(1, int(4 * len(items) ** 0.5)))
+        self.faiss = faiss.index_factory(
+            items.shape[1], KINDS[kind].format(cells=self.cells), faiss.METRIC_INNER_PRODUCT
+        )
+        self.faiss.train(items[:: max(1, len(items) // (TRAINED * self.cells))])
         self.faiss.add(items)
-        if kind == "hnsw":
+        self.search_with(effort)
+
+    def search_with(self, effort: int) -> None:
+        """Look at so many nodes or cells in the searches to come."""
+        if self.kind == "hnsw":
             self.faiss.hnsw.efSearch = effort
-        elif kind == "ivf":
-            self.faiss.nprobe = min(effort, cells)
+        elif self.kind == "ivf":
+            self.faiss.nprobe = min(effort, self.cells)
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the index, in memory as on disk."""
+        return _faiss().serialize_index(self.faiss).nbytes / 1e6
 
     def top(self, query: Float[Tensor, "B W"], k: int) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
         """Scores and numbers of the k best items that the index finds, best first; -1 where it finds fewer."""

@@ -20,6 +20,7 @@ def make_optimizers(
     momentum: float = 0.0,
     table_optimizer: str = "auto",
     table_l2: str = "all",
+    table_lr: float | None = None,
 ) -> list[torch.optim.Optimizer]:
     """The named optimizer for everything, or an optimizer of rows for tables that are only looked up and the named one
     for the rest. Adagrad does both itself.
@@ -37,6 +38,8 @@ def make_optimizers(
             `rowwise.TABLE_OPTIMIZERS`. The row-wise ones also take the table of a full softmax; "adam" moves all rows
             at every step, whatever the loss.
         table_l2: "all" rows decay, or only those "touched" by a step, see `rowwise.named_rows`.
+        table_lr: learning rate of the item table and of the further ones, > 0, whatever the loss; None is `lr`.
+            `set_learning_rate` keeps its ratio to `lr`.
 
     Raises:
         ValueError: if l2 is asked for all rows of a sparse table: no optimizer sees the rows that decay alone would
@@ -44,6 +47,8 @@ def make_optimizers(
     """
     if lr <= 0 or l2 < 0:
         raise ValueError(f"lr must be positive and l2 not negative, got lr={lr} and l2={l2}")
+    if table_lr is not None and table_lr <= 0:
+        raise ValueError(f"table_lr must be positive, or None for the rate of all else, got {table_lr}")
     if table_optimizer not in ("auto", *TABLE_OPTIMIZERS) or table_l2 not in TABLE_L2:
         raise ValueError(
             f"table_optimizer is 'auto' or one of {', '.join(TABLE_OPTIMIZERS)}, and table_l2 {' or '.join(TABLE_L2)}; "
@@ -56,7 +61,7 @@ def make_optimizers(
             )
         if l2:
             raise ValueError(f"optimizer='adagrad' is written without l2, got l2={l2}: set l2=0")
-        return [Adagrad(model.parameters(), lr, momentum)]
+        return _with_table_rate([Adagrad(model.parameters(), lr, momentum)], model, lr, table_lr)
     if table_optimizer == "sparse-adam" and not sparse_table:
         raise ValueError(
             "table_optimizer='sparse-adam' wants a sparse gradient of the item table, and a full softmax touches all "
@@ -66,14 +71,35 @@ def make_optimizers(
     names |= set(getattr(model, "looked_up", ()))
     if names and l2 and table_l2 == "all" and table_optimizer != "adam" and (sparse_table or names != {"table"}):
         raise ValueError(
-            f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0, or table_l2='touched'"
+            f"l2={l2} cannot reach the untouched rows of a sparse item table: set l2=0 (--l2 0), or table_l2='touched' "
+            "(--config table_l2=touched)"
             + ("; or use table_optimizer='adam', or a full softmax" if names == {"table"} else "")
         )
     sparse = [p for name, p in model.named_parameters() if name in names]
     dense = [p for name, p in model.named_parameters() if name not in names]
     kind = TABLE_OPTIMIZERS["sparse-adam" if table_optimizer == "auto" else table_optimizer]
     optimizers = [kind(sparse, lr=lr, l2=l2)] if sparse else []
-    return optimizers + ([_dense(dense, lr, l2, optimizer)] if dense else [])
+    optimizers += [_dense(dense, lr, l2, optimizer)] if dense else []
+    return _with_table_rate(optimizers, model, lr, table_lr)
+
+
+def _with_table_rate(
+    optimizers: list[torch.optim.Optimizer], model: nn.Module, lr: float, table_lr: float | None
+) -> list[torch.optim.Optimizer]:
+    """The optimizers, the item tables in groups of their own if they have a rate of their own."""
+    if table_lr is None:
+        return optimizers
+    names = {"table", *getattr(model, "looked_up", ())}
+    tables = {id(p) for name, p in model.named_parameters() if name in names}
+    for optimizer in optimizers:
+        for group in list(optimizer.param_groups):
+            apart = [p for p in group["params"] if id(p) in tables]
+            group["params"] = [p for p in group["params"] if id(p) not in tables]
+            if apart:
+                optimizer.add_param_group(group | {"params": apart, "rate_factor": table_lr / lr})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    set_learning_rate(optimizers, lr)
+    return optimizers
 
 
 def _dense(parameters: list[nn.Parameter], lr: float, l2: float, optimizer: str) -> torch.optim.Optimizer:
@@ -121,7 +147,8 @@ def learning_rate(epoch: int, lr: float, decay: float = 0.1, every: int | None =
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Give every parameter group of every optimizer the rate `lr`."""
+    """Give every parameter group of every optimizer the rate `lr`, and tables with a rate of their own as much of it
+    as `make_optimizers` gave them."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate_factor", 1.0)

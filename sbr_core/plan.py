@@ -7,30 +7,32 @@ already wants is not listed twice. Fields of a row::
     systems = ["tagnn", "sr-gnn"]           # names of `models.MODELS`
     datasets = ["yoochoose1_64"]
     seeds = [0]                             # default
-    variant = "null-slots"                  # name of the departure from the published recipe; default none
+    variant = "null-slots"                  # a-z, 0-9, -: name of the departure from the published recipe; default none
     arguments = {null_slots = "official"}   # of the model's constructor, over those of the recipe
     config = {agc = "off"}                  # fields of `TrainConfig`, over those of the recipe
     select = true                           # default; false: no select run, the last epoch is the honest one
 """
 
 import dataclasses
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import pandas as pd
-
 from sbr_core import records
 from sbr_core.config import TrainConfig
+from sbr_core.costs import Costs
+from sbr_core.costs import speeds as speeds
 from sbr_core.models import MODELS, build
-from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe, recipe
-from sbr_core.sources import EXPECTED
+from sbr_core.sources import RAW
 
-FIELDS = {"why", "systems", "datasets", "seeds", "variant", "arguments", "config", "select"}
-PASSES = 1.9  # of both runs: the select run sees nine tenths of the sessions, the final run all of them
+FIELDS = {  # of a row, and what each holds
+    "why": str, "systems": list, "datasets": list, "seeds": list, "variant": str, "arguments": dict, "config": dict,
+    "select": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,25 @@ class Job:
     @property
     def file(self) -> str:
         """Path of its record inside the folder of the records."""
-        return records.file_name(self.recipe.model, self.dataset, self.seed, self.recipe.variant)
+        return records.file_name(self.recipe.model, Path(self.dataset).name, self.seed, self.recipe.variant)
 
 
 def read(path: Path | str) -> list[Job]:
     """All runs of a plan, in its order.
 
     Raises:
-        ValueError: if the file is not such a plan, or a row names a system, a switch or a field that does not exist.
+        ValueError: if the file is not such a plan, or a row names a system, a dataset, a switch or a field that does
+            not exist, or holds a value of another kind.
     """
     try:
-        rows = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("rows", [])
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a plan: {error}") from error
+    rows = found.get("rows")
+    if found.keys() != {"rows"} or not isinstance(rows, list) or not rows:
+        raise ValueError(
+            f"{path} is not a plan: it holds [[rows]] and nothing else, got {', '.join(found) or 'nothing'}"
+        )
     jobs: dict[str, Job] = {}
     for number, row in enumerate(rows, 1):
         try:
@@ -68,16 +76,45 @@ def read(path: Path | str) -> list[Job]:
     return list(jobs.values())
 
 
-def _jobs_of(row: dict) -> Iterator[Job]:
-    unknown = row.keys() - FIELDS
-    if unknown or not {"systems", "datasets"} <= row.keys():
-        raise ValueError(f"a row has systems, datasets and of {', '.join(sorted(FIELDS))}; got {', '.join(row)}")
+def _jobs_of(row: object) -> Iterator[Job]:
+    _check(row)
     for dataset in row["datasets"]:
         for system in row["systems"]:
             changes = {key: row[key] for key in ("variant", "arguments", "config", "select") if key in row}
             found = varied(system, dataset, **changes)
             for seed in row.get("seeds", [0]):
                 yield Job(found, dataset, seed, row.get("why", ""))
+
+
+def _check(row: object) -> None:
+    """Refuse a row whose fields are not of their kinds; `varied` looks at what they name."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is a table under [[rows]], got {row!r}")
+    if row.keys() - FIELDS.keys() or not {"systems", "datasets"} <= row.keys():
+        raise ValueError(f"a row has systems, datasets and of {', '.join(sorted(FIELDS))}; got {', '.join(row)}")
+    kinds = {str: "a text", list: "a list", dict: "a table", bool: "true or false"}
+    for field, value in row.items():
+        if not isinstance(value, FIELDS[field]):
+            raise ValueError(f"{field} is {kinds[FIELDS[field]]}, got {value!r}")
+    for field in ("systems", "datasets", "seeds"):
+        right = _is_seed if field == "seeds" else _is_text
+        if field in row and not (row[field] and all(map(right, row[field]))):
+            what = "whole numbers from 0 on" if field == "seeds" else "names"
+            raise ValueError(f"{field} lists {what}, at least one, got {row[field]!r}")
+    for dataset in row["datasets"]:
+        if dataset not in ("demo", *RAW) and not dataset.startswith("large:") and not Path(dataset).exists():
+            known = f"demo, large:N, {', '.join(RAW)}"
+            raise ValueError(f"there is no dataset {dataset!r}; the datasets are {known}, or the path of your own")
+    if not re.fullmatch("[a-z0-9-]+", row.get("variant", "none")):
+        raise ValueError(f"a variant is named with a-z, 0-9 and -, got {row['variant']!r}")
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def varied(
@@ -113,79 +150,115 @@ def varied(
     return changed
 
 
-def speeds(folder: Path) -> dict[tuple[str, str], float]:
-    """Milliseconds of training per example with its auxiliary tasks, (system, dataset) -> median, as benchmarked."""
-    path = folder / "studies" / "speed.json"
-    rows = pd.read_json(path, orient="records") if path.exists() else pd.DataFrame()
-    if rows.empty:
-        return {}
-    tasks = rows["task_ms_per_example"].fillna(0.0) if "task_ms_per_example" in rows else 0.0
-    return dict(zip(zip(rows.model, rows.dataset, strict=True), 1e3 / rows.examples_per_second + tasks, strict=True))
+def only(jobs: Sequence[Job], datasets: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Job]:
+    """The runs of a plan on these datasets with these seeds; none named: all.
+
+    Raises:
+        ValueError: if one that is named is in no run of the plan.
+    """
+    for named, there, what in (
+        (datasets, {job.dataset for job in jobs}, "dataset"),
+        (seeds, {job.seed for job in jobs}, "seed"),
+    ):
+        if unknown := [str(name) for name in named if name not in there]:
+            has = ", ".join(map(str, sorted(there)))
+            raise ValueError(f"the plan has no run with {what} {', '.join(unknown)}; it has {has}")
+    return [job for job in jobs if job.dataset in (datasets or [job.dataset]) and job.seed in (seeds or [job.seed])]
 
 
-def seconds(job: Job, folder: Path) -> tuple[float | None, str]:
-    """What a run takes, and where that is known from: "measured" on its own record or on another seed's, "estimated"
-    from the benchmark's milliseconds per example, or None and "unknown"."""
-    pattern = records.file_name(job.recipe.model, job.dataset, 0, job.recipe.variant).replace("seed0", "seed*")
-    for path in sorted(folder.glob(pattern.replace("[", "[[]"))):
-        record = records.read(path)
-        return records.training_seconds(record) or record["seconds"], "measured"
-    if issubclass(MODELS[job.recipe.model], CountingModel):
-        return 60.0, "estimated"
-    found = speeds(folder)
-    milliseconds = found.get((job.recipe.model, job.dataset)) or found.get((job.recipe.model, "yoochoose1_64"))
-    examples = EXPECTED.get(job.dataset, {}).get("train_examples")
-    if milliseconds is None or examples is None:
-        return None, "unknown"
-    passes = PASSES if job.recipe.select else 1.0
-    return passes * job.recipe.config.epochs * examples * milliseconds / 1e3, "estimated"
+def state(job: Job, folder: Path) -> tuple[str, str]:
+    """How far a run is recorded: "missing", "recorded", "unreadable" or, say, "4 of 6 epochs"; and what is wrong with
+    an unreadable record, "" with any other."""
+    path = folder / job.file
+    if not path.exists():
+        return "missing", ""
+    try:
+        held = records.read(path)["recipe"]["config"]["epochs"]
+    except ValueError as error:
+        return "unreadable", str(error)
+    planned = job.recipe.config.epochs
+    return f"{held} of {planned} epochs" if held < planned else "recorded", ""
 
 
-def listing(jobs: list[Job], folder: Path) -> list[dict]:
-    """One row per run: what it is, whether it is recorded, how long it takes."""
-    rows = []
+def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]:
+    """The runs without a record, in the plan's order; with `renew` also those whose record falls short of the plan
+    (`records.falls_short`).
+
+    Raises:
+        ValueError: naming every record that cannot be read.
+    """
+    states = [(job, *state(job, folder)) for job in jobs]
+    if wrong := [problem for *_, problem in states if problem]:
+        raise ValueError(f"move away what is no record, or fetch its original again: {'; '.join(wrong)}")
+    short = {
+        job.file
+        for job, found, _ in states
+        if renew and found != "missing" and records.falls_short(folder / job.file, job.recipe.config)
+    }
+    return [job for job, found, _ in states if found == "missing" or job.file in short]
+
+
+def listing(jobs: Sequence[Job], folder: Path, device: str = "cpu") -> list[dict]:
+    """One row per run: what it is, how far it is recorded, how long it takes on a kind of device."""
+    rows, costs = [], Costs(folder, device)
     for job in jobs:
-        took, source = seconds(job, folder)
+        took, source = costs.seconds(job)
         name = job.recipe.model + (f" ({job.recipe.variant})" if job.recipe.variant else "")
-        state = "recorded" if (folder / job.file).exists() else "missing"
-        rows.append({"system": name, "dataset": job.dataset, "seed": job.seed, "state": state, "seconds": took})
-        rows[-1] |= {"time": source, "why": job.why, "record": job.file}
+        found, problem = state(job, folder)
+        rows.append({"system": name, "dataset": job.dataset, "seed": job.seed, "state": found, "seconds": took})
+        rows[-1] |= {"time": source, "why": job.why, "record": job.file, "problem": problem}
     return rows
 
 
-def render(rows: list[dict]) -> str:
-    """The rows of `listing`, one line a run, and a line of sums."""
+def render(rows: Sequence[dict], workers: int = 1) -> str:
+    """The rows of `listing`, one line a run, and sums: of what is missing, and of everything made from nothing."""
     lines = []
     for row in rows:
         minutes = "      ?" if row["seconds"] is None else f"{row['seconds'] / 60:7.1f}"
-        lines.append(
-            f"{row['state']:9}{minutes} min {row['time']:10} {row['system']:28} {row['dataset']:19} {row['seed']}"
-        )
-    missing = [row for row in rows if row["state"] == "missing"]
-    known = sum(row["seconds"] or 0 for row in missing) / 3600
-    unknown = sum(row["seconds"] is None for row in missing)
-    lines.append(
-        f"{len(rows) - len(missing)} recorded, {len(missing)} missing: {known:.1f} hours"
-        + (f" and {unknown} runs of unknown length" if unknown else "")
-    )
+        text = f"{row['state']:15}{minutes} min {row['time']:10} {row['system']:28} {row['dataset']:19} {row['seed']}"
+        lines.append(text + (f"  {row['problem']}" if row["problem"] else ""))
+    counts = {"recorded": [], "shorter": [], "unreadable": [], "missing": []}
+    for row in rows:
+        counts[row["state"] if row["state"] in counts else "shorter"].append(row)
+    said = [f"{len(found)} {what}" for what, found in counts.items() if found or what in ("recorded", "missing")]
+    lines.append(f"{', '.join(said)}: {_hours(counts['missing'], workers)}")
+    lines.append(f"all {len(rows)} from nothing: {_hours(rows, workers)}")
     return "\n".join(lines)
 
 
-def affordable(jobs: list[Job], folder: Path, budget: float | None) -> list[Job]:
-    """The missing runs in the plan's order, as many as fit into `budget` seconds (None: all of them).
+def _hours(rows: Sequence[dict], workers: int) -> str:
+    """The sum of their times in words."""
+    hours = sum(row["seconds"] or 0 for row in rows) / 3600
+    unknown = sum(row["seconds"] is None for row in rows)
+    estimated = sum(row["seconds"] or 0 for row in rows if row["time"] == "estimated") / 3600
+    text = f"{hours:.1f} hours, {estimated:.1f} of them estimated"
+    text += f", {hours / workers:.1f} with {workers} workers" if workers > 1 else ""
+    return text + (f", and {unknown} runs of unknown length" if unknown else "")
 
-    A run that does not fit is passed over for a later one that does; one of unknown length never fits a budget.
+
+def affordable(
+    jobs: Sequence[Job],
+    folder: Path,
+    budget: float | None,
+    renew: bool = False,
+    device: str = "cpu",
+    workers: int = 1,
+) -> list[Job]:
+    """The `missing` runs in the plan's order, as many as `workers` processes do in `budget` seconds (None: all).
+
+    Each run goes to the process with most time left. One that does not fit there is passed over for a later one that
+    does; one of unknown length never fits a budget.
     """
-    chosen, left = [], budget
-    for job in jobs:
-        if (folder / job.file).exists():
-            continue
-        took, _ = seconds(job, folder)
-        if left is not None:
-            if took is None or took > left:
-                continue
-            left -= took
-        chosen.append(job)
+    todo = missing(jobs, folder, renew)
+    if budget is None:
+        return todo
+    chosen, left, costs = [], [budget] * workers, Costs(folder, device)
+    for job in todo:
+        took, _ = costs.seconds(job)
+        freest = max(range(workers), key=left.__getitem__)
+        if took is not None and took <= left[freest]:
+            left[freest] -= took
+            chosen.append(job)
     return chosen
 
 

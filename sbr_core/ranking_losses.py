@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sbr_core.samplers import Negatives, accidental_hits
 
+MOST_SAMPLES = 2048  # of a step, where no number is given
 TINY = 1e-24  # inside the logarithms, as in the public code
 
 
@@ -78,12 +79,18 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     return partial(F.elu, alpha=float(a))
 
 
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be 0 (none) or more, and finite, got {value}")
+
+
 @dataclass
 class Ranking:
     """What these losses share: candidates, activation, and the sum over the rows divided by the batch's nominal size.
 
     Args:
-        negatives: N, samples of a step, shared by all rows; 0 for none, and then the other targets are all there is.
+        negatives: N, samples of a step, shared by all rows; None is 2048, or all other items of a smaller catalogue; 0
+            for none, and then the other targets are all there is.
         alpha: samples are drawn in proportion to (training clicks) ** alpha.
         activation: of the scores, see `activate`.
         mask_hits: a candidate that is the row's own target, by accident, is left out. The public code leaves it in:
@@ -94,12 +101,12 @@ class Ranking:
         precision: "fp32".
 
     Raises:
-        ValueError: on an unknown activation or precision, or samples without counts.
+        ValueError: naming the argument that is out of range, or that is missing.
 
     Source: specs of GRU4Rec, sections 4.1 and 4.2 (hidasib/GRU4Rec and its PyTorch form, read, not copied).
     """
 
-    negatives: int = 2048
+    negatives: int | None = None
     alpha: float = 0.5
     activation: str = "linear"
     mask_hits: bool = False
@@ -113,11 +120,21 @@ class Ranking:
         _activation(self.activation)
         if self.precision != "fp32":
             raise ValueError(f"precision={self.precision!r} is written for loss='full'; sampled losses want 'fp32'")
-        if self.negatives < 0:
-            raise ValueError(f"negatives must be at least 0, got {self.negatives}")
-        if self.negatives and self.counts is None:
-            raise ValueError(f"negatives={self.negatives} wants the training clicks of the items (counts)")
+        if self.negatives != 0:
+            self._check_negatives()
         self.sampler = Negatives(self.counts, self.negatives, self.alpha, self.seed) if self.negatives else None
+
+    def _check_negatives(self) -> None:
+        if self.counts is None:
+            raise ValueError(f"negatives={self.negatives} wants the training clicks of the items (counts)")
+        most = len(self.counts) - 1
+        if self.negatives is None:
+            self.negatives = min(MOST_SAMPLES, most)
+        if not 0 < self.negatives <= most:
+            raise ValueError(
+                f"negatives must lie in 0..{most} (fewer than the {most + 1} items), got {self.negatives}; against all "
+                "items use loss='full'"
+            )
 
     @property
     def least_rows(self) -> int:
@@ -161,6 +178,7 @@ class XE(Ranking):
 
     def __post_init__(self):
         super().__post_init__()
+        _check_weight("logq", self.logq)
         if self.logq and self.counts is None:
             raise ValueError(f"logq={self.logq} wants the training clicks of the items (counts); logq=0 does not")
         self.log_counts = self.counts.clamp(min=1).double().log() if self.logq else None
@@ -220,6 +238,10 @@ class BPRMax(Ranking):
     """
 
     penalty: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_weight("penalty", self.penalty)
 
     def rows(self, r: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
         """`bpr_max` of every row."""

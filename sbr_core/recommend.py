@@ -1,6 +1,6 @@
 """From clicks to a ranked shelf: a trained model with the raw item ids it speaks.
 
-Shapes: B sessions, K recommendations, V items.
+Shapes: B sessions, K recommendations, V items, W width of the vectors that are searched.
 """
 
 import warnings
@@ -10,23 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from sbr_core import checkpoints
 from sbr_core.batches import Batch
 from sbr_core.datasets import Dataset
+from sbr_core.evaluate import CHUNK_SCORES
+from sbr_core.item_index import PIECE, best_of, exact_top
 from sbr_core.models import build
 from sbr_core.models.base import CountingModel
+from sbr_core.sessions import Windows
 
 FILE = "model.safetensors"
-CHUNK = 256  # sessions scored at a time: memory is CHUNK rows of V scores
+CHUNK = 256  # sessions answered at a time, fewer where they would take more than CHUNK_SCORES numbers
 
 
 class Recommender:
     """A model, the raw id of each of its items, and how often each was clicked in training.
 
     Args:
-        model: trained; it is put into evaluation mode.
+        model: trained; it is put into evaluation mode, and not to be trained on: its item vectors are kept.
         item_ids: (V,) raw ids, integers or strings.
         counts: (V,) training clicks: what is recommended when nothing is known of a session.
         max_len, keep: sessions are cut to their "last" or "first" so many clicks, as they were in training.
@@ -48,6 +52,11 @@ class Recommender:
     def index(self) -> dict:
         """Table row of every raw id, made when the first session is read: of millions of items it takes seconds."""
         return {item: row for row, item in enumerate(self.item_ids.tolist())}
+
+    @cached_property
+    def items(self) -> Float[Tensor, "V W"] | None:
+        """`SessionModel.search_items`, computed once; None where the scores are no products."""
+        return self.model.search_items() if hasattr(self.model, "search_items") else None
 
     @classmethod
     def of(cls, model: nn.Module, dataset: Dataset, max_len: int | None = None, keep: str = "last") -> "Recommender":
@@ -83,6 +92,10 @@ class Recommender:
         checkpoints.write(path, self.model.state_dict() | ids | {"counts": self.counts}, info)
         return path
 
+    def truncate(self, windows: Windows) -> Windows:
+        """The examples with inputs cut as in training."""
+        return getattr(windows, self.keep)(self.max_len) if self.max_len else windows  # .last or .first
+
     def parse(self, text: str) -> list:
         """Raw ids from a text such as "214,55,214", of the type that the catalogue has.
 
@@ -107,18 +120,25 @@ class Recommender:
 
     @torch.no_grad()
     def recommend_batch(self, sessions: Sequence[Sequence], k: int = 20) -> list[tuple[list, list[float]]]:
-        """`recommend` for many sessions, a few hundred at a time."""
+        """`recommend` for many sessions, a few hundred at a time.
+
+        Where scores are products, they are made for a piece of the catalogue at a time (`item_index.exact_top`);
+        elsewhere for so many sessions that there are at most `evaluate.CHUNK_SCORES` of them. So memory beyond the
+        model and, for distances or on the unit sphere, one more table does not grow with the sessions.
+        """
         if not 1 <= k <= len(self.item_ids):
             raise ValueError(f"k must lie in 1..{len(self.item_ids)} (the catalogue), got {k}")
         known = [self._rows(clicks) for clicks in sessions]
-        answers = [self._shelf(self.counts / self.counts.sum(), k) if not rows else None for rows in known]
         asked = [number for number, rows in enumerate(known) if rows]
-        for begin in range(0, len(asked), CHUNK):
-            part = asked[begin : begin + CHUNK]
+        answers: list = [None] * len(known)
+        size = max(1, min(CHUNK, CHUNK_SCORES // self._numbers(k)))
+        for begin in range(0, len(asked), size):
+            part = asked[begin : begin + size]
             batch = Batch.of([known[number] for number in part], len(self.item_ids)).to(self.device)
-            for number, scores in zip(part, self.model.score(self.model.encode(batch)), strict=True):
-                answers[number] = self._shelf(scores, k)
-        return answers
+            for number, shelf in zip(part, self._shelves(*self._top(batch, k)), strict=True):
+                answers[number] = shelf
+        popular = None if len(asked) == len(known) else _best((self.counts / self.counts.sum())[None], k)
+        return [self._shelves(*popular)[0] if answer is None else answer for answer in answers]
 
     def _rows(self, clicks: Sequence) -> list[int]:
         """Table rows of the known clicks, of as many as the model was trained on."""
@@ -133,9 +153,24 @@ class Recommender:
             return rows
         return rows[-self.max_len :] if self.keep == "last" else rows[: self.max_len]
 
-    def _shelf(self, scores: torch.Tensor, k: int) -> tuple[list, list[float]]:
-        """The k best; items of equal score in the order of the catalogue, the same on every machine."""
-        scores = scores.cpu()
-        at_least = (scores >= scores.topk(k).values[-1]).nonzero().squeeze(1)  # more than k where the last ones tie
-        values, order = scores[at_least].sort(descending=True, stable=True)
-        return self.item_ids[at_least[order[:k]].numpy()].tolist(), values[:k].tolist()
+    def _numbers(self, k: int) -> int:
+        """How many a session takes: scores, and the vectors of the `k` that are scored again."""
+        count = len(self.item_ids)
+        return count if self.items is None else min(count, PIECE) + k * self.items.shape[1]
+
+    def _top(self, batch: Batch, k: int) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+        """Scores and rows of the k best; items of equal score in the order of the catalogue."""
+        query = self.model.encode(batch)
+        if self.items is None:
+            return _best(self.model.score(query), k)
+        rows = exact_top(self.model.search_query(query), self.items, k)[1].sort(1).values
+        return best_of(self.model.score(query, rows), rows, k)
+
+    def _shelves(self, scores: Float[Tensor, "B K"], rows: Int[Tensor, "B K"]) -> list[tuple[list, list[float]]]:
+        """Raw ids and scores of every session."""
+        return list(zip(self.item_ids[rows.cpu().numpy()].tolist(), scores.tolist(), strict=True))
+
+
+def _best(scores: Float[Tensor, "B V"], k: int) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """Scores and rows of the k best."""
+    return best_of(scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores), k)

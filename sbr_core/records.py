@@ -19,16 +19,11 @@ from torch import Tensor
 from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import Recipe
+from sbr_core.record_check import SCHEMA, both_columns, parse, sealed
+from sbr_core.record_check import file_name as file_name
 
-SCHEMA = 1
 EXTENT = ("epochs", "precision")  # how much of a recipe was run, and how exactly: a record of it may differ in these
 PACKAGES = ("torch", "numpy", "sbr-core")
-
-
-def file_name(model: str, dataset: str, seed: int, variant: str = "") -> str:
-    """Path of the record of a run in the folder of the records; variants of a recipe lie in a folder of their own."""
-    system = f"variants/{model}--{variant}" if variant else model
-    return f"{system}--{dataset}--seed{seed}.json"
 
 
 class Watch:
@@ -54,21 +49,6 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def both_columns(epochs: dict[str, list[dict]], metrics=("HR@20", "MRR@20")) -> dict:
-    """Both protocols of a pair of runs: best test value per metric, and the test at the epoch picked without it."""
-    final = epochs["final"]
-    best = {}
-    for name in metrics:
-        at = max(final, key=lambda epoch: epoch["test"][name])
-        best |= {name: at["test"][name], f"{name} epoch": at["epoch"]}
-    picked = final[-1]["epoch"]  # of a number fixed in advance
-    if "select" in epochs:
-        picked = max(epochs["select"], key=lambda epoch: epoch["validation"]["MRR@20"])["epoch"]
-    honest = next((epoch for epoch in final if epoch["epoch"] == picked), final[-1])
-    keys = [key for name in metrics for key in (name, f"{name} interval")]
-    return {"as_published": best, "honest": {key: honest["test"][key] for key in keys} | {"epoch": honest["epoch"]}}
-
-
 def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str) -> dict:
     """Refuse a record that is not of this recipe on this data; it may have other epochs or precision.
 
@@ -79,9 +59,9 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str
         What of `EXTENT` the record has otherwise: name -> its value.
 
     Raises:
-        ValueError: naming what else differs.
+        ValueError: naming what else differs, or that the file is no record.
     """
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read(path)
     there = asdict(TrainConfig()) | record["recipe"]["config"] | record["recipe"]["arguments"]
     there |= {"fingerprint": record["fingerprint"]}
     here = asdict(config) | recipe.arguments | {"fingerprint": fingerprint}
@@ -111,21 +91,32 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(sealed(record), indent=1) + "\n", encoding="utf-8")
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     return path
 
 
+def falls_short(path: Path, config: TrainConfig) -> bool:
+    """Whether a record has fewer epochs than asked, is of bf16 where fp32 is asked, or has no ranks beside it.
+
+    One with more epochs than asked does not fall short.
+    """
+    held = read(path)["recipe"]["config"]
+    if held["epochs"] > config.epochs:
+        return False
+    rough = held.get("precision", "fp32") != config.precision == "fp32"
+    return held["epochs"] < config.epochs or rough or not ranks_path(path).exists()
+
+
 def set_aside(path: Path) -> Path:
-    """Make room for a longer run: the record and its ranks go to the folder ``shorter`` beside it, nothing is lost.
+    """Make room for a better run: the record and its ranks go to the folder ``earlier`` beside it, nothing is lost.
 
     Returns:
-        Where the record lies now, named after its epochs.
+        Where the record lies now, named after its digest too.
     """
-    epochs = read(path)["recipe"]["config"]["epochs"]
-    there = path.parent / "shorter" / f"{path.stem}--{epochs}-epochs.json"
+    there = path.parent / "earlier" / f"{path.stem}--{read(path)['digest'][:8]}.json"
     ranks_path(there).parent.mkdir(parents=True, exist_ok=True)
     if ranks_path(path).exists():
         os.replace(ranks_path(path), ranks_path(there))
@@ -133,26 +124,20 @@ def set_aside(path: Path) -> Path:
     return there
 
 
-def read(path: Path) -> dict:
+def read(path: Path | str) -> dict:
     """One record.
 
     Raises:
-        ValueError: if the file is not a record of this schema, naming it.
+        ValueError: if the file is not a record, naming it (see `record_check.parse`).
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"it has schema {record['schema']}, this package reads {SCHEMA}")
-        return {"variant": ""} | record
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record: {error}") from error
+    return parse(Path(path))
 
 
 def load(folder: Path | str) -> list[dict]:
     """All records of a folder, in order of their names; not those of its subfolders.
 
     Raises:
-        ValueError: if a file is not a record of this schema, naming it.
+        ValueError: if a file is not a record, naming it.
     """
     return [read(path) for path in sorted(Path(folder).glob("*.json"))]
 
@@ -180,12 +165,14 @@ def ranks_path(path: Path) -> Path:
     return path.parent / "ranks" / f"{path.stem}.npz"
 
 
-def keep_ranks(path: Path, folder: Path) -> None:
-    """Put the ranks of the record's honest epoch, found in the run's folder, beside the record."""
-    there = folder / f"ranks-{read(path)['honest']['epoch']}.npz"
+def keep_ranks(path: Path, folder: Path, epoch: int) -> None:
+    """Put the ranks of an epoch, found in the run's folder, where the record at `path` has those of its honest one."""
+    there, kept = folder / f"ranks-{epoch}.npz", ranks_path(path)
     if there.exists():
-        ranks_path(path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(there, ranks_path(path))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_name(f".{os.getpid()}-{kept.name}")
+        shutil.copyfile(there, beside)
+        os.replace(beside, kept)
 
 
 def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:

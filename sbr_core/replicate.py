@@ -37,16 +37,18 @@ def new_model(recipe: Recipe, num_items: int, seed: int, device: str = "cpu"):
     return build(recipe.model, num_items, **recipe.arguments).to(device)
 
 
-def evaluator(windows: Windows, config: TrainConfig, train: Sessions | None = None, resamples: int = 500):
+def evaluator(
+    windows: Windows, config: TrainConfig, train: Sessions | None = None, resamples: int = 500, progress: bool = False
+):
     """A function of a model: its metrics on these examples, with 95 % session bootstrap intervals.
 
-    The `Evaluation` behind the last answer is its attribute ``result``.
+    `progress` shows a bar on stderr. The `Evaluation` behind the last answer is its attribute ``result``.
     """
     windows = config.truncate(windows)
     seen = None if train is None else occurring(train)
 
     def function(model) -> dict:
-        result = function.result = evaluate(model, windows, seen=seen)
+        result = function.result = evaluate(model, windows, seen=seen, progress=progress)
         intervals = {f"{name} interval": list(result.interval(name, resamples)) for name in ("HR@20", "MRR@20")}
         unknown = {"unknown_targets": result.unknown_targets, "unknown_clicks": result.unknown_clicks}
         return result.metrics | intervals | {"examples": len(windows)} | unknown
@@ -83,14 +85,14 @@ def replicate(
     results: Path,
     device: str = "cpu",
     progress: bool = True,
-    longer: bool = False,
+    renew: bool = False,
 ) -> Path:
     """Run a recipe in both protocols and write its record; a run that was stopped is continued.
 
     Args:
         work: folder of the checkpoints.
         results: folder of the records; the ranks of the honest epoch go into its folder ``ranks``.
-        longer: a record of the same run with fewer epochs is no reason to stop; it is set aside at the end.
+        renew: a record that falls short (`records.falls_short`) is no reason to stop; it is set aside at the end.
 
     Returns:
         The record's file. One that is there already is left alone otherwise: records are append-only.
@@ -101,28 +103,35 @@ def replicate(
     """
     path = results / records.file_name(recipe.model, dataset.name, seed, recipe.variant)
     config = dataclasses.replace(recipe.config, seed=seed)
-    if path.exists():
-        departs = records.check_same(path, recipe, config, dataset.fingerprint)
-        if not (longer and set(departs) == {"epochs"} and departs["epochs"] < config.epochs):
-            _say_recorded(path, departs)
-            return path
+    stands = partial(_stands, path, recipe, config, dataset, renew)
+    if stands():
+        return path
     with _locked(work / f"{path.stem}-final" / "lock"):
-        watch = records.Watch(device)
         parts = ("select", "final") if recipe.select and not _counts(recipe) else ("final",)
+        watch = records.Watch(device)
         run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
         epochs = {part: run(part) for part in parts}
+        if stands():  # another command, with other checkpoints, was faster
+            return path
         if path.exists():
             records.set_aside(path)
-        written = records.write(path, recipe, config, dataset, epochs, watch)
-        records.keep_ranks(path, Path(f"{work / path.stem}-final"))
-    return written
+        records.keep_ranks(path, Path(f"{work / path.stem}-final"), records.both_columns(epochs)["honest"]["epoch"])
+        return records.write(path, recipe, config, dataset, epochs, watch)
 
 
-def _say_recorded(path: Path, departs: dict) -> None:
-    """One line on stderr: a reader who asked for other epochs is not to take this record for theirs."""
+def _stands(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, renew: bool) -> bool:
+    """Whether there is a record that is to stay; said on stderr: who asked for other epochs is not to take it for
+    theirs."""
+    if not path.exists():
+        return False
+    departs = records.check_same(path, recipe, config, dataset.fingerprint)
+    short = records.falls_short(path, config)
+    if renew and short:
+        return False
     held = ", with " + ", ".join(f"{key} {value}" for key, value in departs.items()) if departs else ""
-    longer = ", or --longer for more epochs" if "epochs" in departs else ""
-    print(f"recorded already: {path}{held}; a new one needs another --results{longer}", file=sys.stderr)
+    hint = ", or --renew, which keeps this one in earlier/" if short else ""
+    print(f"recorded already: {path}{held}; a new one needs another --results{hint}", file=sys.stderr)
+    return True
 
 
 def _counts(recipe: Recipe) -> bool:
@@ -138,7 +147,7 @@ def _run(
         train, late = dataset.train.split_latest(HELD_OUT)
         held, name = late.prefixes(), "validation"
     folder, train = Path(f"{work}-{part}"), train.to(device)
-    held_out = evaluator(held.to(device), config, train)
+    held_out = evaluator(held.to(device), config, train, progress=progress)
     model = new_model(recipe, dataset.num_items, config.seed, device)
 
     def keep(model, epochs: list[dict]) -> None:
@@ -157,7 +166,7 @@ def _run(
 
 
 def run_all(
-    jobs: list, work: Path, results: Path, device: str = "cpu", progress: bool = True, longer: bool = False
+    jobs: list, work: Path, results: Path, device: str = "cpu", progress: bool = True, renew: bool = False
 ) -> list[Path]:
     """`replicate` the jobs of a `plan` one after another, passing over what another process is at work on.
 
@@ -170,7 +179,7 @@ def run_all(
     for job in jobs:
         try:
             dataset = datasets.load(job.dataset)
-            written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress, longer))
+            written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress, renew))
         except Busy as busy:
             print(f"passed over: {busy}", file=sys.stderr)
         except (ValueError, FloatingPointError, OSError) as error:
@@ -182,7 +191,7 @@ def run_all(
 
 
 def run_with_workers(
-    jobs: list, workers: int, work: Path, results: Path, device: str = "cpu", longer: bool = False
+    jobs: list, workers: int, work: Path, results: Path, device: str = "cpu", renew: bool = False
 ) -> list[Path]:
     """`run_all` in several processes that share the jobs; a job belongs to the process that locks it first.
 
@@ -191,7 +200,7 @@ def run_with_workers(
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
-    arguments = (jobs, work, results, device, threads, longer)
+    arguments = (jobs, work, results, device, threads, renew)
     processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -200,7 +209,8 @@ def run_with_workers(
             process.join()
     except KeyboardInterrupt:
         for process in processes:
-            os.kill(process.pid, signal.SIGINT)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
         for process in processes:
             process.join()
         raise
@@ -209,9 +219,9 @@ def run_with_workers(
     return [results / job.file for job in jobs if (results / job.file).exists()]
 
 
-def _worker(jobs: list, work: Path, results: Path, device: str, threads: int, longer: bool) -> None:
+def _worker(jobs: list, work: Path, results: Path, device: str, threads: int, renew: bool) -> None:
     torch.set_num_threads(threads)
     try:
-        run_all(jobs, work, results, device, progress=False, longer=longer)
+        run_all(jobs, work, results, device, progress=False, renew=renew)
     except (RuntimeError, KeyboardInterrupt) as error:
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)

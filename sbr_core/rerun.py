@@ -23,7 +23,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
 def jobs_for(
     names: Sequence[str],
     dataset: str,
-    seeds: Sequence[int] = (0,),
+    seeds: int | str | Sequence[int] = (0,),
     epochs: int | None = None,
     path: Path | str = "",
     precision: str | None = None,
@@ -31,10 +31,11 @@ def jobs_for(
     """The runs of these names on a dataset, variants as published or as the plan at `path` defines them (anywhere).
 
     Args:
+        seeds: as `seeds_of` takes them.
         epochs, precision: in place of the recipe's.
 
     Raises:
-        ValueError: if neither has such a variant, or there is no such system.
+        ValueError: if neither has such a variant, there is no such system, or the seeds are not such.
     """
     systems = {name.partition("--")[0] for name in names}
     published = {f"{s}--{v}": found for s in systems for v, found in variants_of(s, dataset).items()}
@@ -53,8 +54,21 @@ def jobs_for(
         changes = {"variant": variant} | _changed(defined[name]) if name in defined else {}
         found = published.get(name) or plan.varied(system, dataset, **changes)
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
-        jobs += [Job(found, dataset, seed) for seed in seeds]
+        jobs += [Job(found, dataset, seed) for seed in seeds_of(seeds)]
     return jobs
+
+
+def seeds_of(given: object) -> list[int]:
+    """Seeds as a reader or papermill gives them: ``0``, ``"0,1"`` or ``[0, 1]``.
+
+    Raises:
+        ValueError: if there is none, or one is not a whole number from 0 on.
+    """
+    each = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    texts = [str(seed).strip() for seed in each]
+    if not texts or not all(text.isdecimal() for text in texts):
+        raise ValueError(f'seeds are whole numbers from 0 on, given as 0, "0,1" or [0, 1]; got {given!r}')
+    return [int(text) for text in texts]
 
 
 @lru_cache(maxsize=2)

@@ -50,7 +50,7 @@ class Run:
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.loss = make_loss(model, config, train)
         sparse_table = not self.loss.full_catalogue
-        table = {"table_optimizer": config.table_optimizer, "table_l2": config.table_l2}
+        table = {name: getattr(config, name) for name in ("table_optimizer", "table_l2", "table_lr")}
         self.optimizers = make_optimizers(
             model, config.lr, config.l2, sparse_table, config.optimizer, config.momentum, **table
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from sbr_core.sessions import Windows
 
 BLOCK = 2**20  # ids drawn at a time
+MOST_ALPHA = 1e6  # long before, the item with the most clicks is all that is drawn
 
 
 class Negatives:
@@ -36,10 +37,11 @@ class Negatives:
         if not bool((counts > 0).any()):
             raise ValueError("there is nothing to draw from: no item has a click")
         self.size, self.seed, self.steps = size, seed, max(1, BLOCK // size)
-        weight = torch.where(counts > 0, counts.double() ** alpha, 0.0)
-        cumulative = weight.cumsum(0)
+        power = alpha * counts.clamp(min=1).double().log()  # in logarithms: the power itself may overflow
+        log_q = torch.where(counts > 0, power, float("-inf")).log_softmax(0)
+        cumulative = log_q.exp().cumsum(0)
         self.cumulative = cumulative / cumulative[-1]
-        self.log_q = (weight / weight.sum()).log().float()  # (V,) log P(i)
+        self.log_q = log_q.float()  # (V,) log P(i)
         self.drawn: tuple[int, Tensor] | None = None
         self.seek(0, 0)
 
@@ -63,8 +65,8 @@ class Negatives:
 
 
 def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha < float("inf"):
-        raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), got {alpha}")
+    if not 0 <= alpha <= MOST_ALPHA:
+        raise ValueError(f"alpha must be 0 (uniform) or more (1 is popularity), at most {MOST_ALPHA:g}, got {alpha}")
 
 
 def mixed(*parts: int) -> int:
@@ -87,7 +89,7 @@ class Noise:
         seed: of the draws.
 
     Raises:
-        ValueError: if alpha is negative or not finite, or there is nothing to draw from.
+        ValueError: if alpha is negative or no number or above `MOST_ALPHA`, or there is nothing to draw from.
 
     Source: specs of the scalable losses, section 10.4; word2vec's alpha is 0.75.
     """

@@ -42,6 +42,12 @@ EXPECTED["yoochoose1_4"] = {"train_examples": 5_917_745} | {
 # Figures of a fraction of a raw log that depend on how ties of date are broken (copies agree where files are the same).
 TIES = ("train_sessions", "train_clicks", "items_in_train", "test_items_unknown", "test_targets_unknown",
         "longest_input_train", "items_as_input", "items_as_label", "mean_length_train", "mean_length")
+FINGERPRINTS = {  # of the data that the book's records ran on
+    "demo": "cf2ba20e3ea43a0d39e1dc9c711c2445ccd54eee8188180af7dc44f87386aa2b",
+    "diginetica": "f098938b5afbd01ebbbcfeca19bea18ef2b0c217e981b17b619b3a1e09b4df87",
+    "yoochoose1_64": "3be2b41f2a8f25c9dfe3472a464e8335f4a07fd3d838461298acdf56710c38da",
+    "yoochoose1_64_dgtn": "415c9d0c6bb4bb72a396ea3ee337cfbe52fb6f9e97f7ade50c2e0a9e9ff08fe3",
+}
 VOCABULARY = {"yoochoose1_64": 37_483, "yoochoose1_4": 37_483}  # what the public code ranks: the full log's items
 TRAIN_FILES = ("all_train_seq.txt", "unaug_train.txt", "train.txt")
 

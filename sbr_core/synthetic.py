@@ -13,6 +13,7 @@ items, so a label tells nothing but itself.
 
 Shapes: V items, Z intents, C categories, B sessions, L positions, E examples.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sbr_core.batches import Batch, gather
+from sbr_core.memory import refuse_beyond
 from sbr_core.sessions import Sessions, Windows
 
 CATEGORIES = (
@@ -29,6 +31,7 @@ CATEGORIES = (
     "cameras", "kettles", "rugs", "globes", "skates", "clocks", "drums", "vases", "maps", "kites",
 )  # fmt: skip
 MAX_LENGTH = 20  # clicks
+MOST_ITEMS = 2**31 - 1  # ids are int32, that of the padding included
 FIRST_DAY = 1_767_225_600  # 2026-01-01 00:00 UTC, in seconds since 1970
 
 
@@ -219,17 +222,26 @@ def large_catalogue(
     with probability `local`, an item at most `reach` ids from the last one (ids wrap around): what a model can learn.
 
     Args:
-        num_items: V (MeLi2020: 1,279,791).
+        num_items: V < 2^31 (MeLi2020: 1,279,791).
         num_sessions: S (MeLi2020: 247,834).
         mean_length: mean clicks per session, > 2 (MeLi2020: 21.74); sessions have at least 2 clicks.
         local: probability that a click after the first stays near the last.
         reach: largest local step, in ids.
+
+    Raises:
+        ValueError: naming the argument that is out of range, or if raw ids and click counts of the items alone (16
+            bytes an item) are more than this machine has memory.
     """
     if num_items < 2 or num_sessions < 1 or mean_length <= 2:
         raise ValueError(
             "a large catalogue needs num_items >= 2, num_sessions >= 1 and mean_length > 2, "
             f"got {num_items}, {num_sessions} and {mean_length}"
         )
+    if num_items > MOST_ITEMS:
+        raise ValueError(
+            f"a large catalogue has at most {MOST_ITEMS:,} items, whose ids fit 32 bits, got {num_items:,}"
+        )
+    refuse_beyond(16 * num_items, f"a large catalogue of {num_items:,} items", "ask for fewer items")
     rng = np.random.default_rng(seed)
     lengths = 1 + rng.geometric(1 / (mean_length - 1), num_sessions)
     clicks = int(lengths.sum())

@@ -117,6 +117,8 @@ def fit(
                 after_epoch(model, state.epochs)
             state.begin_epoch()
             state.save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"stopped after epoch {len(state.epochs)}")
     return state.epochs
 
 

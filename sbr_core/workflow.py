@@ -1,5 +1,6 @@
 """What the commands do, as functions that return what they print."""
 
+import inspect
 import time
 import warnings
 from pathlib import Path
@@ -11,9 +12,12 @@ from sbr_core import item_index
 from sbr_core.batches import length_order
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate as rank_all
+from sbr_core.losses import LOSSES
+from sbr_core.memory import refuse_beyond
+from sbr_core.models import MODELS
 from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
-from sbr_core.recommend import Recommender
+from sbr_core.recommend import FILE, Recommender
 from sbr_core.records import Watch
 from sbr_core.replicate import HELD_OUT, evaluator, new_model, occurring
 from sbr_core.sessions import Sessions
@@ -40,36 +44,26 @@ def train(
     if config.patience is not None and not validate:
         raise ValueError("--patience wants --validate: without held-out sessions there is nothing to be patient about")
     if output:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"--output {output}: a file is in the way; it must be a folder, new or not") from None
+        make_folder(output)
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
-    evaluators = {"test": evaluator(dataset.test_windows().to(device), config, train_part)}
-    if validate:
-        evaluators = {"validation": evaluator(late.prefixes().to(device), config, train_part)} | evaluators
+    parts = {"validation": late.prefixes()} if validate else {}
+    evaluators = {
+        name: evaluator(windows.to(device), config, train_part, progress=progress)
+        for name, windows in (parts | {"test": dataset.test_windows()}).items()
+    }
+    check_memory(recipe, dataset.num_items)
     model = new_model(recipe, dataset.num_items, config.seed, device)
 
     def keep(model, epochs: list[dict]) -> None:
         if output and (not validate or best_epoch(epochs, "validation") is epochs[-1]):
-            recommender = Recommender.of(model, dataset, config.max_len, config.keep)
-            try:
-                recommender.save(output, recipe.model, recipe.arguments)
-            except OSError as error:  # a full disk costs the model file, not the run
-                warnings.warn(f"training goes on, but without its model: {error}", stacklevel=2)
+            keep_model(model, recipe, dataset, output)
 
     if isinstance(model, CountingModel):
         model.fit(train_part)
         epochs = [{"epoch": 1} | {name: function(model) for name, function in evaluators.items()}]
         keep(model, epochs)
     else:
-        identity = {
-            "model": recipe.model,
-            "arguments": recipe.arguments,
-            "dataset": dataset.fingerprint,
-            "validate": validate,
-        }
         if validate and getattr(model, "transductive", False):
             raise ValueError(
                 "transductive=True makes neighbours of test sessions, and --validate picks an epoch without them: "
@@ -77,7 +71,10 @@ def train(
             )
         _prepare(model, train_part, dataset)
         examples = config.examples(early).to(device)
+        identity = identity_of(recipe, dataset, validate)
         epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
+        if output and not (output / FILE).exists():  # of a finished run, whose model was lost
+            keep(model, epochs)
     best = best_epoch(epochs, "test")
     result = {"model": recipe.model, "dataset": dataset.name, "seed": config.seed}
     result["best"] = {name: best["test"][name] for name in ("HR@20", "MRR@20")} | {"epoch": best["epoch"]}
@@ -85,6 +82,50 @@ def train(
         picked = best_epoch(epochs, "validation")
         result["selected"] = {key: picked[key] for key in ("epoch", "validation", "test")}
     return result | {"epochs": epochs, "output": output and str(output)} | watch.read()
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder of a run, if it is not there.
+
+    Raises:
+        ValueError: if a file is in the way.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--output {output}: a file is in the way; it must be a folder, new or not") from None
+
+
+def identity_of(recipe: Recipe, dataset: Dataset, validate: bool = False) -> dict:
+    """What makes a run this run beside its configuration: a checkpoint of another one is not continued."""
+    named = {"model": recipe.model, "arguments": recipe.arguments}
+    return named | {"dataset": dataset.fingerprint, "validate": validate}
+
+
+def keep_model(model: torch.nn.Module, recipe: Recipe, dataset: Dataset, output: Path) -> None:
+    """Write the model for `Recommender.load`; a full disk costs the model file, not the run."""
+    recommender = Recommender.of(model, dataset, recipe.config.max_len, recipe.config.keep)
+    try:
+        recommender.save(output, recipe.model, recipe.arguments)
+    except OSError as error:
+        warnings.warn(f"training goes on, but without its model: {error}", stacklevel=2)
+
+
+def check_memory(recipe: Recipe, num_items: int) -> None:
+    """Refuse a neural system whose item table, with its gradient if the loss is a full softmax, this machine cannot
+    hold.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    taken = inspect.signature(MODELS[recipe.model]).parameters
+    dim = recipe.arguments.get("dim", taken["dim"].default if "dim" in taken else None)
+    if type(dim) is not int or recipe.config.loss not in LOSSES:
+        return  # it has no table, or `build` or `make_loss` says what is wrong
+    dense = LOSSES[recipe.config.loss].full_catalogue
+    what = f"an item table of {num_items:,} x {dim}" + (" with the gradient of a full softmax" if dense else "")
+    instead = "take fewer items, --set dim=32 or less" + (", or a sampled loss" if dense else "")
+    refuse_beyond(4 * num_items * dim * (2 if dense else 1), what, instead)
 
 
 def _prepare(model: torch.nn.Module, train: Sessions, dataset: Dataset) -> None:
@@ -107,8 +148,7 @@ def evaluate(
     if checkpoint:
         recommender = Recommender.load(checkpoint, device)
         model = recommender.model
-        if recommender.max_len:
-            windows = getattr(windows, recommender.keep)(recommender.max_len)  # .last or .first, as in training
+        windows = recommender.truncate(windows)
         if recommender.item_ids.tolist() != dataset.item_ids.tolist():
             raise ValueError(f"{checkpoint} was trained on another catalogue than {dataset.name}: the item ids differ")
     else:
@@ -137,8 +177,9 @@ def evaluate(
     return report
 
 
-def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> dict:
-    """Speed of a recipe on a dataset."""
+def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu", evaluation: bool = True) -> dict:
+    """Speed of a recipe on a dataset; `evaluation` says whether that of ranking the test is measured too."""
+    check_memory(recipe, dataset.num_items)
     model = new_model(recipe, dataset.num_items, recipe.config.seed, device)
     if isinstance(model, CountingModel):
         model.fit(dataset.train.to(device))
@@ -146,21 +187,23 @@ def bench(recipe: Recipe, dataset: Dataset, steps: int, device: str = "cpu") -> 
         _prepare(model, dataset.train.to(device), dataset)
     config = recipe.config
     train_part, test = config.examples(dataset.train).to(device), config.truncate(dataset.test_windows()).to(device)
-    return {"model": recipe.model, "dataset": dataset.name} | benchmarks.bench(model, train_part, test, config, steps)
+    found = benchmarks.bench(model, train_part, test if evaluation else None, config, steps)
+    return {"model": recipe.model, "dataset": dataset.name} | found
 
 
 @torch.no_grad()
 def index(checkpoint: Path, dataset: Dataset, output: Path, kind: str, effort: int, k: int, asked: int = 1000) -> dict:
     """Write an index of a trained model's item vectors; how much of the exact shelves of `k` it finds, and how fast.
 
-    Measured on the first `asked` test examples of the dataset.
+    Measured on the first `asked` test examples of the dataset, their inputs cut as in training.
     """
-    model = Recommender.load(checkpoint).model
+    recommender = Recommender.load(checkpoint)
+    model = recommender.model
     found = item_index.Index(model, kind, effort)
     windows = dataset.test_windows()
     if windows.num_items != model.num_items:
         raise ValueError(f"{checkpoint} has {model.num_items} items and {dataset.name} {windows.num_items}")
-    windows = windows[:asked]
+    windows = recommender.truncate(windows[:asked])
     query = torch.cat([model.search_query(model.encode(b)) for b in length_order(windows, 256).batches(windows)])
     items = item_index.item_vectors(model)
     begun = time.perf_counter()

@@ -89,9 +89,15 @@ def test_a_counting_system_has_only_its_evaluation_timed():
     assert found["examples"] == 50
 
 
+def test_a_counting_system_without_examples_has_nothing_to_time():
+    with pytest.raises(ValueError, match="Markov counts: its evaluation is all that is measured"):
+        bench.bench(Markov(V).fit(SESSIONS), WINDOWS, None, CONFIG)
+
+
 def test_a_neural_model_has_both():
     found = bench.bench(GRU4Rec(V, 8), WINDOWS, WINDOWS[:50], CONFIG, steps=1)
     assert found.keys() == KEYS | {"evaluation_s", "evaluation_ms_per_example", "examples"}
+    assert bench.bench(GRU4Rec(V, 8), WINDOWS, None, CONFIG, steps=1).keys() == KEYS
 
 
 def test_every_form_of_the_softmax_is_timed(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sbr_core import checkpoints, datasets, recipes, synthetic, workflow
-from sbr_core.models import MODELS
+from sbr_core.models import MODELS, build
 from sbr_core.recommend import Recommender
 from sbr_core.train import TrainConfig
 
@@ -114,7 +114,7 @@ def test_train_with_validation_reports_the_epoch_it_selects(sbr_json, tmp_path):
 def test_the_model_kept_is_that_of_the_selected_epoch_and_not_the_last(monkeypatch, tmp_path):
     tables, figures = [], iter([1.0, 1.0, 3.0, 2.0, 2.0, 9.0])  # validation and test of three epochs
 
-    def evaluator(windows, config, train):
+    def evaluator(windows, config, train, progress):
         def function(model):
             tables.append(model.table.detach().clone())
             return dict.fromkeys(("HR@20", "MRR@20"), next(figures))
@@ -161,6 +161,17 @@ def test_index_is_written_and_measured(trained, sbr_json, tmp_path):
     assert faiss.read_index(found["output"]).ntotal == DEMO.num_items
 
 
+def test_index_is_measured_on_inputs_cut_as_in_training(cut_demo, monkeypatch, tmp_path):
+    pytest.importorskip("faiss")
+    model, lengths = build("stamp", DEMO.num_items, dim=8), []
+    Recommender.of(model, cut_demo, max_len=2).save(tmp_path, "stamp", {"dim": 8})
+    order = workflow.length_order
+    watched = lambda windows, size: lengths.append(int(windows.lengths.max())) or order(windows, size)  # noqa: E731
+    monkeypatch.setattr(workflow, "length_order", watched)
+    workflow.index(tmp_path, cut_demo, tmp_path / "items.faiss", "flat", 1, 5)
+    assert lengths == [2] < [int(cut_demo.test_windows().lengths.max())]
+
+
 def test_recommend_warns_on_stderr_of_clicks_it_does_not_know(trained, sbr):
     code, out, err = sbr("recommend", "--checkpoint", trained[0], "--session", "214,999999,55", "--json")
     assert code == 0 and err == "warning: 1 of 3 clicks are unknown to the model and skipped: 999999\n"
@@ -180,6 +191,28 @@ def test_bench_prints_the_issue_s_keys(sbr_json):
     assert wanted <= found.keys() and all(found[key] > 0 for key in wanted)
     assert found["examples_per_second"] == pytest.approx(512 / found["step_ms"] * 1e3)
     assert (found["steps"], found["batch_size"], found["examples"]) == (3, 512, TESTS)
+
+
+def test_bench_without_evaluation_times_the_steps_alone(cut_demo, sbr, sbr_json, monkeypatch):
+    monkeypatch.setattr("sbr_core.bench.evaluate", lambda *given: 1 / 0)
+    found = sbr_json("bench", "--model", "stamp", "--steps", 1, "--no-evaluation", *SMALL)
+    assert found["step_ms"] > 0 and "evaluation_s" not in found
+    code, _, err = sbr("bench", "--model", "pop", "--no-evaluation")
+    assert code == 1 and "Popularity counts: its evaluation is all that is measured" in err
+
+
+@pytest.mark.parametrize("loss, table", [("full", "1,000 x 8 with the gradient of a"), ("triplet", "1,000 x 8 takes")])
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_a_table_that_no_memory_holds_is_refused(command, loss, table, sbr, monkeypatch):
+    generate = synthetic.large_catalogue
+    monkeypatch.setattr(synthetic, "large_catalogue", lambda count: generate(count, num_sessions=50))
+    options = ["--model", "stamp", "--set", "dim=8", "--dataset", "large:1000", "--loss", loss, "--l2", 0]
+    for room, code in ((31_999, 1), (63_999, 1 if loss == "full" else 0), (64_000, 0)):
+        monkeypatch.setattr("sbr_core.memory.machine_bytes", lambda room=room: room)
+        with monkeypatch.context() as patch:
+            patch.setattr(workflow, "new_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt()))
+            found, _, err = sbr(command, *options)
+        assert found == (1 if code else 130) and (not code or table in err)
 
 
 def test_bench_takes_a_loss_and_an_optimizer(sbr_json):
@@ -252,6 +285,17 @@ def test_replicate_writes_a_record(sbr_json, tmp_path):
     assert json.loads((tmp_path / "r" / "pop--demo--seed1.json").read_text())["seed"] == 1
 
 
+def test_replicate_lists_the_plan_cut_to_a_dataset_and_a_seed_for_a_card_too(sbr_json, sbr, tmp_path):
+    text = '[[rows]]\nsystems = ["pop"]\ndatasets = ["demo", "diginetica"]\nseeds = [0, 1]'
+    (tmp_path / "plan.toml").write_text(text)
+    options = ("replicate", "--list", "--plan", tmp_path / "plan.toml", "--results", tmp_path, "--seeds", "1")
+    rows = sbr_json(*options, "--datasets", "diginetica", "--device", "cuda")["runs"]
+    assert [(row["system"], row["dataset"], row["seed"], row["time"]) for row in rows] == [
+        ("pop", "diginetica", 1, "estimated")
+    ]
+    assert "all 2 from nothing: 0.0 hours" in sbr(*options)[1]
+
+
 WRONG = {
     "model": (["train", "--model", "srgnn"], "no model 'srgnn'; the models are pop, "),
     "dataset": (["data", "stats", "--dataset", "nowhere"], "nowhere"),
@@ -276,6 +320,10 @@ WRONG = {
     "replicate": (["replicate"], "say what to run: --models and --datasets, or --plan book/plan.toml"),
     "plan": (["replicate", "--plan", "nowhere.toml"], "nowhere.toml is not a plan"),
     "budget": (["replicate", "--models", "pop", "--budget", "soon"], "a budget is a time such as 90s, 20m or 2h"),
+    "seed of a plan": (["replicate", "--plan", "book/plan.toml", "--seeds", "5"], "no run with seed 5; it has"),
+    "dataset of a plan": (["replicate", "--list", "--datasets", "mars"], "no run with dataset mars; it has"),
+    "epochs of a plan": (["replicate", "--plan", "p.toml", "--epochs", "3"], "--epochs and --precision go with"),
+    "precision of a plan": (["replicate", "--list", "--precision", "bf16"], "--epochs and --precision go with"),
     "study": (["study", "nonsense"], "there is no study 'nonsense'; the studies are collisions, softmax, "),
     "two of agc": (["train", "--model", "tagnn++", "--loss", "xe", "--config", "agc=sbr_inverted_axis0"],
                    "agc='sbr_inverted_axis0' changes the whole gradient of the item table, and loss='xe' has a sparse"),
@@ -288,6 +336,19 @@ WRONG = {
         ["train", "--model", "stamp", "--loss", "triplet", "--config", 'loss_arguments={"negatives": "many"}'],
         "loss='triplet': negatives is int, got 'many'",
     ),
+    "truth for a number": (
+        ["train", "--model", "stamp", "--loss", "bpr-max", "--config", 'loss_arguments={"negatives": true}'],
+        "loss='bpr-max': negatives is int | None, got True",
+    ),
+    "two optimizers of the table": (
+        ["train", "--model", "stamp", "--optimizer", "sparse-adam", "--table-optimizer", "rowwise-adam"],
+        "--optimizer sparse-adam is for the item table, and so is --table-optimizer rowwise-adam: give one of them",
+    ),
+    "decay of a sparse table": (
+        ["train", "--model", "sr-gnn", "--loss", "negative-sampling", "--l2", "1e-5", *SMALL],
+        "set l2=0 (--l2 0), or table_l2='touched' (--config table_l2=touched)",
+    ),
+    "catalogue beyond 32 bits": (["data", "stats", "--dataset", "large:3000000000"], "at most 2,147,483,647 items"),
     "missing option": (["train"], "--model"),
     "missing value": (["train", "--model"], "--model"),
     "unknown option": (["train", "--model", "sr-gnn", "--bogus"], "--bogus"),
@@ -321,6 +382,14 @@ def test_no_memory_is_one_line(sbr, monkeypatch):
 def test_only_a_run_that_can_go_on_says_so(command, said, sbr, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *name, **log: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert sbr(*command) == (130, "", said)
+
+
+def test_train_shows_the_progress_of_its_evaluations(cut_demo, capsys):
+    recipe = recipes.Recipe("pop", {}, TrainConfig())
+    workflow.train(recipe, cut_demo, None, validate=True, progress=False)
+    assert "evaluate" not in capsys.readouterr().err
+    workflow.train(recipe, cut_demo, None, validate=True, progress=True)
+    assert "evaluate:" in capsys.readouterr().err
 
 
 def test_evaluate_shows_its_progress_on_a_terminal(sbr, monkeypatch):

@@ -15,6 +15,7 @@ from sbr_core.config import CHOICES, TrainConfig
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
         ("block", -1, "block must be at least 1, got -1"),
         ("lr_every", 0, "lr_every must be at least 1, or None"),
+        ("table_lr", 0.0, "table_lr must be positive, or None for the rate of all else, got 0.0"),
         ("clip_grad", 0.0, "clip_grad must be positive, or None for no clipping, got 0.0"),
         *((name, "neither", f"{name} is .*, got 'neither'") for name in CHOICES),
     ],

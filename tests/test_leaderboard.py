@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_tables import record
+from toys import put, record
 
 from sbr_core import records
 
@@ -33,9 +33,7 @@ def folder(tmp_path):
         record("tagnn++", "diginetica", variant="without-agc", mrr=19.0),
         record("stamp", "demo", seed=3),
     ):
-        path = results / records.file_name(found["system"], found["dataset"], found["seed"], found["variant"])
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_text(json.dumps(found))
+        put(results, found)
     speeds = [{"model": "tagnn", "dataset": "diginetica", "examples_per_second": 500.0}]
     (results / "studies").mkdir()
     (results / "studies" / "speed.json").write_text(json.dumps(speeds))
@@ -56,10 +54,29 @@ def test_a_row_a_record_the_best_first(folder):
         assert (folder.parent / line.split('"')[1]).exists()
 
 
+def test_a_row_says_how_many_epochs_of_how_many_and_what_picked_the_honest_one(folder):
+    short, fixed = record("tagnn", "diginetica", mrr=18.0), record("sr-gnn", "diginetica", mrr=17.0)
+    short["recipe"]["config"] |= {"epochs": 2}
+    del fixed["runs"]["select"]
+    put(folder, short)
+    put(folder, fixed | records.both_columns(fixed["runs"]))
+    put(folder, record("pop", "diginetica", mrr=5.0))
+    board = leaderboard.board(folder).set_index("system")[["epoch picked by", "epochs"]]
+    assert board.loc["tagnn"].tolist() == ["held-out sessions", "2 of 6"]
+    assert board.loc["sr-gnn"].tolist() == ["the last one, fixed before", "2"]
+    assert board.loc["pop"].tolist() == ["none: fitted once", ""]
+
+
+def test_the_labels_of_the_axis_of_costs_leave_room_for_each_other():
+    drawn = leaderboard.drawn({"tagnn": (1.2, 31.0), "gru4rec-2016": (0.05, 15.0)})
+    assert sum(f"<!-- {number} -->" in drawn for number in ("0.05", "0.1", "0.2", "0.5", "1")) == 5
+    assert not any(f"<!-- {number} -->" in drawn for number in ("0.3", "0.4", "0.6", "0.7", "0.8", "0.9"))
+
+
 def test_the_command_of_a_row_repeats_what_it_holds(folder):
     found = record("tagnn", "diginetica", mrr=18.0)
     found["recipe"]["config"] |= {"epochs": 4, "precision": "bf16"}
-    (folder / records.file_name("tagnn", "diginetica", 0)).write_text(json.dumps(found))
+    put(folder, found)
     assert leaderboard.board(folder).repeat[1] == (
         "<code>sbr replicate --models tagnn --datasets diginetica --seeds 0 --epochs 4 --precision bf16</code>"
     )
@@ -90,6 +107,10 @@ def test_the_pages_hold_their_code_and_need_no_network(folder):
     assert str(folder / "variants" / "tagnn++--without-agc--diginetica--seed0.json") in noted
     text, _ = page(leaderboard.MissingRuns, folder)
     assert "1 runs are missing" in text and "--models stamp --datasets demo --seeds 0" in text
+    text, _ = page(leaderboard.GpuHours, folder, arguments=["4"])
+    assert (
+        text.startswith("<p>Estimated, not measured: the 0 published recipes") and "the 1 runs that are missing" in text
+    )
     text, _ = page(leaderboard.Pareto, folder, arguments=["diginetica"], content=["What to see."])
     assert "<svg" in text and "What to see." in text and "1 systems on diginetica" in text
     text, _ = page(leaderboard.Pareto, folder, arguments=["demo"], content=[])

@@ -1,12 +1,20 @@
 """Optimizers against hand loops, and the learning-rate schedule."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
+from toys import chain, same
 
+from sbr_core import checkpoints
+from sbr_core.cli_options import config_fields
 from sbr_core.config import TrainConfig
+from sbr_core.models import build
 from sbr_core.optim import learning_rate, make_clip, make_optimizers, set_learning_rate
+from sbr_core.run_state import Run
 from sbr_core.table import lookup
+from sbr_core.train import fit
 
 
 class Small(nn.Module):
@@ -129,6 +137,74 @@ def test_a_new_rate_reaches_every_group():
     assert [group["lr"] for o in optimizers for group in o.param_groups] == [0.5, 0.5]
 
 
+RATES = [
+    {"sparse_table": True},
+    {"sparse_table": True, "table_optimizer": "rowwise-adam"},
+    {"optimizer": "adam", "l2": 0.1},
+    {"optimizer": "adamw", "l2": 0.1},
+    {"optimizer": "adagrad", "sparse_table": True},
+]
+
+
+@pytest.mark.parametrize("arguments", RATES)
+def test_a_table_with_a_rate_of_its_own_moves_by_it_and_the_rest_as_before(arguments):
+    moved = []
+    for lr, table_lr in ((0.1, None), (0.1, 0.3), (0.3, None)):
+        torch.manual_seed(1)
+        model = Small()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizers = make_optimizers(model, lr=lr, table_lr=table_lr, **arguments)
+        held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+        loss = model.loss(torch.tensor([[1, 4], [1, 1]]))
+        (loss if arguments.get("sparse_table") else loss + model.table.square().sum()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        moved.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    slow, mixed, fast = moved
+    torch.testing.assert_close(mixed["weight"], slow["weight"], rtol=0, atol=0)
+    torch.testing.assert_close(mixed["table"], fast["table"], rtol=1e-12, atol=0)
+    assert (slow["table"] != fast["table"]).any()
+
+
+def test_the_rate_of_the_table_falls_by_the_schedule_of_the_others():
+    optimizers = make_optimizers(Small(), lr=0.1, sparse_table=True, table_lr=0.3)
+    assert [group["lr"] for o in optimizers for group in o.param_groups] == pytest.approx([0.3, 0.1])
+    set_learning_rate(optimizers, 0.01)
+    assert [group["lr"] for o in optimizers for group in o.param_groups] == pytest.approx([0.03, 0.01])
+
+
+@pytest.mark.parametrize("loss", ["full", "triplet"])
+def test_a_run_with_a_rate_for_the_table_resumes_to_the_same_bits_and_not_with_another_rate(loss, tmp_path):
+    fields = {"loss": loss, "l2": 0.0} | config_fields(["table_lr=0.06", "lr=0.02", "lr_every=1"])
+    config, windows = TrainConfig(epochs=2, batch_size=16, **fields), chain(20, 30).prefixes()
+
+    def trained(config, output=None):
+        torch.manual_seed(0)
+        model = build("stamp", 20, dim=6)
+        return model, fit(model, windows, config, progress=False, output=output)
+
+    straight, _ = trained(config)
+    trained(dataclasses.replace(config, epochs=1), tmp_path)
+    resumed, _ = trained(config, tmp_path)
+    assert same(resumed.state_dict(), straight.state_dict())
+    assert not same(straight.state_dict(), trained(dataclasses.replace(config, table_lr=None))[0].state_dict())
+    with pytest.raises(ValueError, match="belongs to another run: table_lr differ"):
+        trained(dataclasses.replace(config, table_lr=0.05), tmp_path)
+
+
+def test_a_checkpoint_without_a_rate_for_the_table_goes_on_as_one_with_the_common_rate(tmp_path):
+    windows, config = chain(20, 30).prefixes(), TrainConfig(epochs=1, batch_size=16)
+    run = Run(build("stamp", 20, dim=6), windows, config, tmp_path, {}, 0.0)
+    del run.identity["config"]["table_lr"]  # as it was written before there was such a field
+    run.save()
+    assert "table_lr" not in checkpoints.read(tmp_path / "state.safetensors")[1]["run"]["config"]
+    Run(build("stamp", 20, dim=6), windows, config, tmp_path, {}, 0.0).resume()
+    other = dataclasses.replace(config, table_lr=0.5)
+    with pytest.raises(ValueError, match="table_lr differ"):
+        Run(build("stamp", 20, dim=6), windows, other, tmp_path, {}, 0.0).resume()
+
+
 def test_decoupled_decay_reaches_matrices_and_no_vector():
     model = Small()
     model.bias = nn.Parameter(torch.ones(3).double())
@@ -140,6 +216,11 @@ def test_decoupled_decay_reaches_matrices_and_no_vector():
     for name, p in model.named_parameters():
         factor = 1 - 0.1 * 0.5 if p.ndim > 1 else 1.0
         torch.testing.assert_close(p.detach(), factor * starts[name], rtol=0, atol=1e-15)
+
+
+def test_a_bad_rate_of_the_table_is_refused():
+    with pytest.raises(ValueError, match="table_lr must be positive, or None .* got -0.1"):
+        make_optimizers(Small(), table_lr=-0.1)
 
 
 def test_an_unknown_optimizer_is_refused():

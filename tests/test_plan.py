@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from toys import chain
+from toys import chain, put, record
 
-from sbr_core import plan, records, replicate
+from sbr_core import costs, plan, published, records, replicate
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import recipe
 
@@ -64,12 +64,57 @@ def test_rows_multiply_and_a_run_is_wanted_once(tmp_path):
         ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {epochs = 0}', "epochs must be at least 1"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nconfig = {epochs = 2}', "are changed .epochs.: name the variant"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nselect = false', "are changed .select.: name the variant"),
+        ('systems = "stamp"\ndatasets = ["demo"]', "row 1: systems is a list, got 'stamp'"),
+        ('systems = []\ndatasets = ["demo"]', "row 1: systems lists names"),
+        ('systems = ["stamp"]\ndatasets = [3]', "row 1: datasets lists names, at least one, got .3."),
+        (
+            'systems = ["stamp"]\ndatasets = ["yoochoose"]',
+            "no dataset 'yoochoose'; the datasets are demo",
+        ),
+        (
+            'systems = ["stamp"]\ndatasets = ["demo"]\nseeds = ["a", -1, 1.5]',
+            "seeds lists whole numbers from 0 on",
+        ),
+        ('systems = ["stamp"]\ndatasets = ["demo"]\nseeds = [true]', "seeds lists whole numbers from 0 on"),
+        (
+            'systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "../../x"',
+            "a variant is named with a-z, 0-9 and -",
+        ),
+        ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = 3', "row 1: variant is a text, got 3"),
+        (
+            'systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nselect = 0',
+            "select is true or false, got 0",
+        ),
+        ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = 3', "row 1: config is a table, got 3"),
         ("systems = [", "is not a plan"),
     ],
 )
 def test_a_row_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         plan.read(written(tmp_path, f"[[rows]]\n{row}\n"))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("rows = 3", "it holds ..rows.. and nothing else, got rows"),
+        ('rows = ["stamp"]', "row 1: a row is a table under ..rows.., got 'stamp'"),
+        ('[rows]\nsystems = ["pop"]', "it holds ..rows.. and nothing else"),
+        ('[[row]]\nsystems = ["pop"]\ndatasets = ["demo"]', "it holds ..rows.. and nothing else, got row"),
+        ('title = "x"\n[[rows]]\nsystems = ["pop"]\ndatasets = ["demo"]', "nothing else, got title, rows"),
+        ("", "it holds ..rows.. and nothing else, got nothing"),
+    ],
+)
+def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        plan.read(written(tmp_path, text))
+
+
+def test_a_log_of_one_s_own_is_a_dataset_by_its_path(tmp_path):
+    (tmp_path / "clicks.csv").write_text("session,item,time")
+    text = f'[[rows]]\nsystems = ["pop"]\ndatasets = ["{tmp_path}/clicks.csv"]\n'
+    (found,) = plan.read(written(tmp_path, text))
+    assert found.file == "pop--clicks.csv--seed0.json"
 
 
 def test_a_plan_that_is_not_there_is_refused_by_name(tmp_path):
@@ -79,53 +124,108 @@ def test_a_plan_that_is_not_there_is_refused_by_name(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Records of one run of ten minutes, and a benchmark of two systems."""
-    runs = {part: [{"seconds": 100.0}, {"seconds": 200.0}] for part in ("select", "final")}
-    (tmp_path / "stamp--yoochoose1_64--seed0.json").write_text(json.dumps({"schema": records.SCHEMA, "runs": runs}))
-    rows = [{"model": "sr-gnn", "dataset": "yoochoose1_64", "examples_per_second": 4000.0}]
-    rows += [{"model": "lgsr", "dataset": "demo", "examples_per_second": 500.0, "task_ms_per_example": 0.5}]
+    """The record of a run of ten minutes, and a benchmark of another system."""
+    put(tmp_path, of(record("stamp", "yoochoose1_64"), 600.0))
     (tmp_path / "studies").mkdir()
+    rows = [{"model": "sr-gnn", "dataset": "yoochoose1_64", "examples_per_second": 4000.0}]
     (tmp_path / "studies" / "speed.json").write_text(json.dumps(rows))
     return tmp_path
+
+
+def of(found, seconds, epochs=None):
+    """The record with the settings of `epochs` epochs (default: as planned), and so many seconds in all."""
+    planned = recipe(found["system"], found["dataset"]).config.epochs
+    held = epochs or planned
+    for part, key in (("select", "validation"), ("final", "test")):
+        measured = found["runs"][part][0][key]
+        each = [{"epoch": number + 1, key: measured, "seconds": seconds / 2 / held} for number in range(held)]
+        found["runs"][part] = each
+    found["recipe"]["config"] |= {"epochs": held}
+    return found | records.both_columns(found["runs"]) | {"seconds": seconds}
 
 
 def job(system, dataset="yoochoose1_64", seed=0):
     return plan.Job(recipe(system, dataset), dataset, seed)
 
 
-def test_the_price_of_an_example_holds_its_auxiliary_tasks(folder):
-    assert plan.speeds(folder) == {("sr-gnn", "yoochoose1_64"): 0.25, ("lgsr", "demo"): 2.5}
-
-
-def test_time_is_measured_where_there_is_a_record_estimated_from_the_benchmark_elsewhere_or_unknown(folder):
-    assert plan.seconds(job("stamp"), folder) == (600.0, "measured")
-    assert plan.seconds(job("stamp", seed=3), folder) == (600.0, "measured")
-    epochs = recipe("sr-gnn", "yoochoose1_64").config.epochs
-    estimate = 1.9 * epochs * 369_859 / 4000
-    assert plan.seconds(job("sr-gnn"), folder) == (pytest.approx(estimate), "estimated")
-    digi = 1.9 * recipe("sr-gnn", "diginetica").config.epochs * 719_470 / 4000
-    assert plan.seconds(job("sr-gnn", "diginetica"), folder) == (pytest.approx(digi), "estimated")
-    once = plan.Job(plan.varied("sr-gnn", "yoochoose1_64", "once", select=False), "yoochoose1_64", 0)
-    assert plan.seconds(once, folder) == (pytest.approx(estimate / 1.9), "estimated")
-    assert plan.seconds(job("gru4rec"), folder) == (None, "unknown")
-    assert plan.seconds(job("pop"), folder) == (60.0, "estimated")
+def names(found):
+    return [(job.recipe.model, job.seed) for job in found]
 
 
 def test_the_listing_says_what_is_recorded_and_what_is_missing(folder):
     rows = plan.listing([job("stamp"), job("gru4rec"), job("stamp", seed=1)], folder)
     assert [row["state"] for row in rows] == ["recorded", "missing", "missing"]
+    assert [row["time"] for row in rows] == ["measured", "unknown", "measured"]
     text = plan.render(rows).splitlines()
-    assert text[0].startswith("recorded    10.0 min measured") and "?" in text[1]
-    assert text[-1] == "1 recorded, 2 missing: 0.2 hours and 1 runs of unknown length"
+    assert text[0].startswith("recorded          10.0 min measured") and "?" in text[1]
+    assert text[-2] == "1 recorded, 2 missing: 0.2 hours, 0.0 of them estimated, and 1 runs of unknown length"
+    assert text[-1] == "all 3 from nothing: 0.3 hours, 0.0 of them estimated, and 1 runs of unknown length"
+    assert (
+        plan.render(rows, workers=4)
+        .splitlines()[-1]
+        .startswith("all 3 from nothing: 0.3 hours, 0.0 of them estimated, 0.1 with 4 workers")
+    )
+
+
+def test_on_a_card_every_time_is_said_to_be_estimated(folder):
+    rows = plan.listing([job("stamp"), job("sr-gnn"), job("gru4rec")], folder, "cuda")
+    assert [row["time"] for row in rows] == ["estimated", "estimated", "unknown"]
+    assert rows[0]["state"] == "recorded"
+
+
+def test_a_record_of_fewer_epochs_is_listed_as_such_and_missing_only_to_those_who_renew(folder):
+    put(folder, of(record("sr-gnn", "yoochoose1_64"), 400.0, epochs=4))
+    jobs = [job("sr-gnn"), job("pop")]
+    rows = plan.listing(jobs, folder)
+    assert [row["state"] for row in rows] == ["4 of 6 epochs", "missing"] and rows[0]["seconds"] == 600.0
+    assert plan.render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 1 missing")
+    assert names(plan.affordable(jobs, folder, None)) == [("pop", 0)]
+    assert names(plan.affordable(jobs, folder, None, renew=True)) == [("sr-gnn", 0), ("pop", 0)]
+    assert names(plan.affordable(jobs, folder, 100.0, renew=True)) == [("pop", 0)]
+
+
+def test_a_record_that_cannot_be_read_is_neither_recorded_nor_missing_and_stops_the_plan(folder):
+    path = put(folder, of(record("sr-gnn", "yoochoose1_64"), 600.0))
+    path.write_text(path.read_text().replace("600.0", "601.0"))
+    row = plan.listing([job("sr-gnn")], folder)[0]
+    assert row["state"] == "unreadable" and f"{path} is not a record: it was changed after" in row["problem"]
+    text = plan.render([row])
+    assert row["problem"] in text and "0 recorded, 1 unreadable, 0 missing" in text
+    with pytest.raises(ValueError, match=r"move away what is no record.*sr-gnn--yoochoose1_64--seed0.json is not a"):
+        plan.affordable([job("pop"), job("sr-gnn")], folder, 3600.0)
 
 
 def test_a_budget_takes_the_most_valuable_missing_runs_that_fit(folder):
     jobs = [job("stamp"), job("gru4rec"), job("sr-gnn"), job("stamp", seed=1), job("pop")]
-    names = lambda found: [(j.recipe.model, j.seed) for j in found]  # noqa: E731
     assert names(plan.affordable(jobs, folder, None)) == [("gru4rec", 0), ("sr-gnn", 0), ("stamp", 1), ("pop", 0)]
     assert names(plan.affordable(jobs, folder, 700.0)) == [("stamp", 1), ("pop", 0)]
     assert names(plan.affordable(jobs, folder, 620.0)) == [("stamp", 1)]
     assert names(plan.affordable(jobs, folder, 5000.0)) == [("sr-gnn", 0), ("stamp", 1), ("pop", 0)]
+
+
+def test_every_worker_has_the_budget_for_itself_and_a_run_must_fit_into_one(folder):
+    jobs = [job("sr-gnn"), job("stamp", seed=1), job("stamp", seed=2), job("pop")]
+    assert names(plan.affordable(jobs, folder, 620.0, workers=2)) == [("stamp", 1), ("stamp", 2)]
+    assert names(plan.affordable(jobs, folder, 700.0, workers=2)) == [("stamp", 1), ("stamp", 2), ("pop", 0)]
+    assert names(plan.affordable(jobs, folder, 620.0, workers=4)) == [("stamp", 1), ("stamp", 2), ("pop", 0)]
+
+
+def test_a_budget_on_a_card_goes_by_the_card(folder):
+    (took, _), (on_card, _) = (costs.Costs(folder, kind).seconds(job("sr-gnn")) for kind in ("cpu", "cuda"))
+    assert on_card < took / 2
+    assert names(plan.affordable([job("sr-gnn")], folder, on_card)) == []
+    assert names(plan.affordable([job("sr-gnn")], folder, on_card, device="cuda")) == [("sr-gnn", 0)]
+
+
+def test_a_plan_is_cut_to_datasets_and_seeds_that_it_has(tmp_path):
+    jobs = plan.read(written(tmp_path, ROWS))
+    assert plan.only(jobs) == jobs
+    assert {found.dataset for found in plan.only(jobs, ["diginetica"])} == {"diginetica"}
+    assert [(found.dataset, found.seed) for found in plan.only(jobs, ["diginetica"], [1])] == [("diginetica", 1)]
+    with pytest.raises(ValueError, match="no run with dataset demo; it has diginetica, yoochoose1_64"):
+        plan.only(jobs, ["demo"])
+    with pytest.raises(ValueError, match="no run with seed 5, 7; it has 0, 1"):
+        plan.only(jobs, [], [1, 5, 7])
 
 
 @pytest.mark.parametrize("text, seconds", [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("120", 120)])
@@ -142,6 +242,27 @@ def test_a_budget_that_is_no_time_is_refused(text):
 def test_the_plan_of_the_book_can_be_read(request):
     jobs = plan.read(request.config.rootpath / "book" / "plan.toml")
     assert len(jobs) > 10 and {j.dataset for j in jobs} >= {"yoochoose1_64", "diginetica"}
+
+
+NOT_PLANNED = {}  # (dataset, system, variant) -> why no run of the plan is to fill that printed cell
+
+
+def test_every_printed_row_has_its_run_in_the_plan_or_a_reason_why_not(request):
+    there = {
+        (j.dataset, j.recipe.model, j.recipe.variant) for j in plan.read(request.config.rootpath / "book" / "plan.toml")
+    }
+    printed = published.table("accuracy")[["source", "method", "dataset"]].drop_duplicates()
+    lacking = {}
+    for row in printed.itertuples():
+        system, _, without = row.method.lower().partition(" - ")
+        cell = (row.dataset, system, f"without-{without}" if without else "")
+        # the authors' Yoochoose of TAGNN++ is the cut of DGTN's code
+        cut = (row.dataset + "_dgtn", *cell[1:]) if row.source.startswith("tagnnpp") else cell
+        if not {cell, cut} & there:
+            lacking[cell] = row.source
+    assert lacking.keys() == NOT_PLANNED.keys(), lacking
+    readouts = {("diginetica", "tagnn", name) for name in ("last", "average", "attention", "last-and-attention")}
+    assert readouts | {("diginetica", "lgsr", name) for name in "cah"} <= there
 
 
 @pytest.fixture

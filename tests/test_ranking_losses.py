@@ -174,7 +174,7 @@ def test_accidental_hits_stay_unless_they_are_masked(scores):
 
 def test_every_item_once_as_a_sample_is_the_full_softmax(scores, monkeypatch):
     """Up to the targets, which are candidates twice: masking them leaves the full softmax exactly."""
-    loss = XE(V, 0.0, counts=COUNTS, logq=0.0, mask_hits=True)
+    loss = XE(1, 0.0, counts=COUNTS, logq=0.0, mask_hits=True)
     monkeypatch.setattr(loss.sampler, "draw", lambda: torch.arange(V))
     distinct = torch.tensor([3, 9, 4])
     r = torch.cat([scores()[:, distinct], scores()], 1)
@@ -216,8 +216,15 @@ def test_a_loss_knows_how_many_rows_it_needs():
         (lambda: BPRMax(activation="elu-0", counts=COUNTS), "with a > 0 .*got 'elu-0'"),
         (lambda: BPRMax(activation="elu-x", counts=COUNTS), "got 'elu-x'"),
         (lambda: XE(precision="bf16", counts=COUNTS), "precision='bf16' is written for loss='full'"),
-        (lambda: XE(-1, counts=COUNTS), "negatives must be at least 0, got -1"),
+        (lambda: XE(-1, counts=COUNTS), r"negatives must lie in 0\.\.11 \(fewer than the 12 items\), got -1"),
+        (lambda: XE(V, counts=COUNTS), "fewer than the 12 items.* got 12; against all items use loss='full'"),
+        (lambda: BPRMax(100_000, counts=COUNTS), "fewer than the 12 items.* got 100000"),
         (lambda: BPRMax(7), "negatives=7 wants the training clicks"),
+        (lambda: TOP1Max(), "negatives=None wants the training clicks"),
+        (lambda: BPRMax(penalty=-1.0, counts=COUNTS), "penalty must be 0 .none. or more, and finite, got -1.0"),
+        (lambda: BPRMax(penalty=math.nan, counts=COUNTS), "penalty must be .* got nan"),
+        (lambda: XE(logq=-1.0, counts=COUNTS), "logq must be 0 .none. or more, and finite, got -1.0"),
+        (lambda: XE(logq=math.inf, counts=COUNTS), "logq must be .* got inf"),
         (lambda: XE(0), "logq=1.0 wants the training clicks"),
     ],
 )
@@ -229,3 +236,9 @@ def test_what_makes_no_sense_is_refused(make, message):
 def test_a_ranking_without_a_form_says_so(scores):
     with pytest.raises(TypeError, match="Ranking does not say what a row loses"):
         rl.Ranking(0)(scores, TARGET)
+
+
+@pytest.mark.parametrize("items, negatives", [(12, 11), (5000, 2048)])
+def test_samples_are_2048_or_all_other_items_of_a_smaller_catalogue(items, negatives):
+    loss = BPRMax(counts=torch.ones(items, dtype=torch.long))
+    assert loss.negatives == len(loss.sampler.draw()) == negatives

@@ -5,10 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from toys import random_sessions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toys import random_clicks, random_sessions
 
 from sbr_core import checkpoints
 from sbr_core.batches import Batch
+from sbr_core.item_index import PIECE
 from sbr_core.models import build
 from sbr_core.models.counting import Markov
 from sbr_core.models.gru4rec import GRU4Rec
@@ -177,3 +180,68 @@ def test_many_sessions_are_answered_in_pieces_as_one_by_one(monkeypatch):
     sessions = [[1], [], [2, 3], [4], [5, 5], [6], [7, 1, 2], [8]]
     together = recommender.recommend_batch(sessions, 4)
     assert [items for items, _ in together] == [recommender.recommend(session, 4)[0] for session in sessions]
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor holds that is made inside; views do not count."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), more=None):
+        """Do it, and measure what it gives."""
+        found = operation(*arguments, **(more or {}))
+        made = [x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        self.numbers = max([self.numbers, *made])
+        return found
+
+
+def many(V, count):
+    """A STAMP over V items, and sessions to ask it for."""
+    torch.manual_seed(0)
+    return Recommender(build("stamp", V, dim=2), np.arange(V), torch.ones(V)), random_clicks(count, V)
+
+
+def test_scores_that_are_products_are_held_for_a_piece_of_the_catalogue():
+    recommender, sessions = many(3 * PIECE, 40)
+    with Largest() as largest:
+        recommender.recommend_batch(sessions, k=5)
+    assert 40 * PIECE <= largest.numbers < 41 * PIECE
+
+
+def test_as_many_sessions_are_answered_at_a_time_as_their_scores_have_room(monkeypatch):
+    monkeypatch.setattr("sbr_core.recommend.CHUNK_SCORES", 20_000)
+    recommender, sessions = many(3000, 40)
+    with Largest() as largest:
+        recommender.recommend_batch(sessions, k=5)
+    assert 6 * 3000 == largest.numbers  # 20,000 // (3000 + 5 * 2)
+    markov = build("markov", 3000).fit(random_sessions(40, 3000))
+    with Largest() as largest:
+        Recommender(markov, np.arange(3000), torch.ones(3000)).recommend_batch(sessions, k=5)
+    assert 6 * 3000 == largest.numbers
+
+
+@pytest.mark.parametrize("arguments", [{"normalise": True}, {"similarity": "distance"}, {"scale": 3.0}])
+def test_scores_of_the_shelf_are_the_model_s_whatever_is_searched(arguments):
+    torch.manual_seed(0)
+    found = Recommender(build("stamp", V, dim=8, **arguments), NUMBERS, COUNTS)
+    torch.nn.init.normal_(found.model.table)
+    with torch.no_grad():
+        scores = found.model.score(found.model.encode(Batch.of([[3, 9]], V)))[0]
+    items, values = found.recommend(NUMBERS[[3, 9]].tolist(), k=7)
+    assert items == NUMBERS[scores.argsort(descending=True)[:7]].tolist()
+    assert values == pytest.approx(scores.sort(descending=True).values[:7].tolist(), rel=1e-5)
+
+
+def test_vectors_of_the_items_are_made_once(monkeypatch):
+    found, calls = recommender(), []
+    search = found.model.search_items
+    monkeypatch.setattr(found.model, "search_items", lambda: calls.append(1) or search())
+    assert found.recommend([1000]) == found.recommend([1000]) and len(calls) == 1
+
+
+def test_items_of_equal_vectors_come_in_the_order_of_the_catalogue():
+    found = recommender()
+    with torch.no_grad():
+        found.model.table[[4, 7, 11, 20]] = 50 * found.model.encode(Batch.of([[1]], V))
+    assert found.recommend([1007], k=3)[0] == NUMBERS[[4, 7, 11]].tolist()
+    assert found.recommend([1007], k=5)[0][:4] == NUMBERS[[4, 7, 11, 20]].tolist()

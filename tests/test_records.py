@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from toys import random_sessions
+from toys import put, random_sessions
+from toys import record as toys_record
 
-from sbr_core import records
+from sbr_core import record_check, records
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import Recipe
 from sbr_core.train import TrainConfig
@@ -76,7 +77,12 @@ def test_a_record_says_what_ran_and_what_came_of_it(record):
     assert record.name == "sr-gnn--toy--seed5.json"
     (found,) = records.load(record.parent)
     assert found == json.loads(record.read_text(encoding="utf-8"))
-    assert (found["schema"], found["system"], found["dataset"], found["seed"]) == (records.SCHEMA, "sr-gnn", "toy", 5)
+    assert (found["schema"], found["system"], found["dataset"], found["seed"]) == (
+        record_check.SCHEMA,
+        "sr-gnn",
+        "toy",
+        5,
+    )
     assert (found["protocol"], found["fingerprint"]) == ("test", "f" * 64)
     assert found["recipe"]["arguments"] == {"dim": 4} and found["recipe"]["config"]["batch_size"] == 100
     assert found["recipe"]["source"] == "made up" and found["runs"] == EPOCHS
@@ -87,22 +93,53 @@ def test_a_record_says_what_ran_and_what_came_of_it(record):
     assert [path.name for path in record.parent.iterdir()] == [record.name]
 
 
-@pytest.mark.parametrize(
-    "text, reason",
-    [('{"schema": 1, "sys', "is not a record"), ("[1, 2]", "is not a record"), ("{}", "'schema'"),
-     ("", "is not a record"),
-     ('{"schema": 99}', "it has schema 99, this package reads 1"), ("null", "is not a record")],
-)  # fmt: skip
-def test_a_file_that_is_not_a_record_is_refused_by_name(text, reason, record):
+@pytest.mark.parametrize("text", ['{"schema": 1, "sys', "[1, 2]", "{}", "", "null", '{"schema": 1}'])
+def test_a_file_that_is_not_a_record_is_refused_by_name(text, record):
     damaged = record.parent / "zz.json"
     damaged.write_text(text)
-    with pytest.raises(ValueError, match=f"{damaged} is not a record: .*" if reason == "is not a record" else reason):
+    with pytest.raises(ValueError, match=f"{damaged} is not a record: half-written or of another form"):
         records.load(record.parent)
 
 
+EDITS = [
+    (lambda r: r.update(schema=2), "it has schema 2, this package reads 1"),
+    (lambda r: r["as_published"].update({"HR@20": 99.9}), "changed after it was written"),
+    (lambda r: r["runs"]["final"][0].update(loss=0.5), "changed after it was written"),
+    (lambda r: r.pop("honest"), r"half-written or of another form \(KeyError: 'honest'\)"),
+    (lambda r: r.update(seed="5"), "its seed is '5', not a int"),
+    (lambda r: r.update(seed=1), "its name would be sr-gnn--toy--seed1.json"),
+    (lambda r: r.update(dataset="demo"), "its name would be sr-gnn--demo--seed5.json"),
+]
+RESEALED = [  # whoever makes the digest anew does not get through either
+    (lambda r: r["as_published"].update({"HR@20": 99.9}), "its columns are not those of its runs"),
+    (lambda r: r["honest"].update({"MRR@20": None}), "its columns are not those of its runs"),
+    (lambda r: [e["test"].update({"HR@20": 1e3}) or r.update(records.both_columns(r["runs"]))
+                for e in r["runs"]["final"]], "a metric is 1000.0, not within 0 and 100"),
+    (lambda r: [e["test"].update({"HR@20": float("nan")}) or r.update(records.both_columns(r["runs"]))
+                for e in r["runs"]["final"]], "its columns are not those of its runs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit, reason, seal", [(*e, False) for e in EDITS] + [(*e, True) for e in RESEALED])
+def test_a_record_edited_by_hand_is_refused_by_name(edit, reason, seal, record):
+    held = json.loads(record.read_text())
+    edit(held)
+    record.write_text(json.dumps(record_check.sealed(held) if seal else held))
+    with pytest.raises(ValueError, match=f"{record} is not a record: .*{reason}"):
+        records.read(record)
+
+
+def test_a_record_of_other_data_than_its_name_says_is_refused(tmp_path):
+    path = put(tmp_path, held := toys_record("pop", "demo"))
+    assert records.read(path) == record_check.sealed(held)
+    put(tmp_path, held | {"fingerprint": "0" * 64})
+    with pytest.raises(ValueError, match="its fingerprint 000000000000... is not that of demo: it ran on other data"):
+        records.read(path)
+
+
 def test_records_are_read_in_order_of_their_names(record):
-    for name in ("a--toy--seed0.json", "zz--toy--seed0.json"):
-        (record.parent / name).write_text(record.read_text().replace('"sr-gnn"', f'"{name[:2]}"'))
+    for name in ("a-", "zz"):
+        put(record.parent, json.loads(record.read_text()) | {"system": name})
     assert [found["system"] for found in records.load(record.parent)] == ["a-", "sr-gnn", "zz"]
     assert records.load(record.parent / "nothing here") == []
 

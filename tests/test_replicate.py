@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import chain, random_sessions
 
-from sbr_core import records, replicate, train
+from sbr_core import record_check, records, replicate, train
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
 from sbr_core.recipes import Recipe
@@ -31,7 +31,7 @@ def without_time(record):
     """A record without what depends on the clock, the machine and the process."""
     runs = {part: [{k: v for k, v in e.items() if k not in ("seconds", "examples_per_second")} for e in epochs]
             for part, epochs in record["runs"].items()}  # fmt: skip
-    return {k: v for k, v in record.items() if k not in ("seconds", "peak_rss_mb")} | {"runs": runs}
+    return {k: v for k, v in record.items() if k not in ("seconds", "peak_rss_mb", "digest")} | {"runs": runs}
 
 
 def test_a_replication_is_one_record_of_both_protocols(run):
@@ -77,12 +77,16 @@ def test_a_record_of_fewer_epochs_is_of_the_recipe_and_one_of_another_rate_is_no
     path = run()
     found = json.loads(path.read_text())
     found["recipe"]["config"][field] = {"epochs": 1, "precision": "bf16", "lr": 0.5}[field]
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(record_check.sealed(found)))
     if refused:
         with pytest.raises(ValueError, match=f"record of other settings \\({field} differ\\)"):
             run()
     else:
-        assert run() == path and f", with {field} {found['recipe']['config'][field]};" in capsys.readouterr().err
+        assert run() == path
+        assert f", with {field} {found['recipe']['config'][field]}; a new one needs" in (
+            said := capsys.readouterr().err
+        )
+        assert said.endswith("or --renew, which keeps this one in earlier/\n")
 
 
 def with_epochs(count):
@@ -97,22 +101,49 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_sets_its_record_aside(kep
         (tmp_path / "work").rename(tmp_path / "lost")
     step = train.train_step
     monkeypatch.setattr(train, "train_step", lambda *arguments: given.append(1) or step(*arguments))
-    assert run(with_epochs(3), longer=True) == path
+    assert run(with_epochs(3), renew=True) == path
     assert len(given) == {True: 31, False: 93}[kept]  # 15 steps an epoch of the select run, 16 of the final one
-    aside = path.parent / "shorter" / f"{path.stem}--2-epochs.json"
+    (aside,) = (path.parent / "earlier").glob(f"{path.stem}--????????.json")
     assert aside.read_bytes() == before and records.ranks_path(aside).read_bytes() == ranks
     whole = records.read(run(with_epochs(3), results="straight"))
     assert records.load(path.parent) == [records.read(path)]
     assert without_time(records.read(path)) == without_time(whole)
 
 
-@pytest.mark.parametrize("epochs, longer", [(3, False), (2, True), (1, True)])
-def test_a_record_is_set_aside_only_for_a_longer_run_and_only_when_asked(epochs, longer, run, monkeypatch, capsys):
+@pytest.mark.parametrize("fault", ["no ranks", "bf16"])
+def test_a_record_without_ranks_or_of_rough_numbers_is_renewed_too(fault, run):
+    path = run()
+    whole = records.read(path)
+    records.ranks_path(path).unlink()
+    if fault == "bf16":
+        rough = whole | {"recipe": whole["recipe"] | {"config": whole["recipe"]["config"] | {"precision": "bf16"}}}
+        path.write_text(json.dumps(record_check.sealed(rough)))
+    run(renew=True)
+    assert records.ranks_path(path).exists() and without_time(records.read(path)) == without_time(whole)
+    assert len(list((path.parent / "earlier").glob("*.json"))) == 1
+
+
+def test_of_two_commands_at_once_the_faster_one_has_the_record(run, monkeypatch):
+    first, work = run(), replicate._run
+    before = first.read_bytes()
+    first.rename(first.with_suffix(".kept"))
+
+    def slow(*arguments):
+        done = work(*arguments)
+        first.with_suffix(".kept").exists() and first.with_suffix(".kept").rename(first)
+        return done
+
+    monkeypatch.setattr(replicate, "_run", slow)
+    assert run() == first and first.read_bytes() == before and not (first.parent / "earlier").exists()
+
+
+@pytest.mark.parametrize("epochs, renew", [(3, False), (2, True), (1, True)])
+def test_a_record_is_set_aside_only_for_a_longer_run_and_only_when_asked(epochs, renew, run, monkeypatch, capsys):
     path = run()
     before = path.read_bytes()
     monkeypatch.setattr(replicate, "fit", None)
-    assert run(with_epochs(epochs), longer=longer) == path and path.read_bytes() == before
-    assert not (path.parent / "shorter").exists() and "recorded already" in capsys.readouterr().err
+    assert run(with_epochs(epochs), renew=renew) == path and path.read_bytes() == before
+    assert not (path.parent / "earlier").exists() and "recorded already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [10, 40])

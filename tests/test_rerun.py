@@ -1,15 +1,16 @@
 """The runs of a chapter made again: the plan's variants on any dataset, and the command of every missing record."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
-from test_tables import record
+from toys import put, record
 
 from sbr_core import plan, records, rerun
 from sbr_core.recipes import recipe
+from sbr_core.sources import FINGERPRINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = """
@@ -54,15 +55,43 @@ def test_a_variant_that_no_plan_defines_is_refused(path):
         rerun.jobs_for(["tagnnn"], "demo", path=path)
 
 
+@pytest.mark.parametrize(
+    "given, seeds", [(0, [0]), ("0", [0]), ("0,1", [0, 1]), (" 2, 10 ", [2, 10]), ([3, 1], [3, 1]), ((4,), [4])]
+)
+def test_seeds_come_as_a_number_a_text_or_a_list(given, seeds):
+    assert rerun.seeds_of(given) == seeds
+    assert [job.seed for job in rerun.jobs_for(["pop"], "demo", given)] == seeds
+
+
+@pytest.mark.parametrize("given", [-1, 0.5, True, None, "", "0;1", "0,,1", "first", [], [0, "one"], {"seed": 0}])
+def test_seeds_that_are_no_whole_numbers_are_refused_by_name(given):
+    with pytest.raises(ValueError, match="seeds are whole numbers from 0 on, given as 0, .* got") as refused:
+        rerun.seeds_of(given)
+    assert str(refused.value).endswith(f"got {given!r}")
+
+
+@pytest.mark.slow
+def test_a_chapter_makes_its_runs_from_what_papermill_hands_over(tmp_path):
+    for folder in ("book", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "book/plan.toml").write_text((ROOT / "book/plan.toml").read_text())
+    given = {"seeds": "0,1", "epochs": 1, "from_scratch": True, "runs": ["pop", "markov"]}
+    chapter, there = ROOT / "notebooks/41_tagnn.ipynb", tmp_path / "notebooks"
+    out = papermill.execute_notebook(chapter, tmp_path / "out.ipynb", given, cwd=there, progress_bar=False)
+    made = sorted(path.name for path in (tmp_path / "runs/chapter41/demo-1").glob("*.json"))
+    assert made == [f"{system}--demo--seed{seed}.json" for system in ("markov", "pop") for seed in (0, 1)]
+    said = [output.get("data", {}).get("text/markdown", "") for cell in out.cells for output in cell.get("outputs", [])]
+    assert any(text.startswith("Of the 0 comparisons that are recorded (36 were asked for), 0 go to") for text in said)
+
+
 def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
     held = record("stamp", "diginetica")
     planned = held["recipe"]["config"]["epochs"]
     held["recipe"]["config"] |= {"epochs": 2, "precision": "bf16"}
-    held["runs"]["final"] = [{"test": {"HR@20": value}} for value in (40.0, 41.5)]
+    held["runs"]["final"][1]["test"]["HR@20"] = held["as_published"]["HR@20"] = 50.5
     assert rerun.departures(held) == {"epochs": (2, planned), "precision": ("bf16", "fp32")}
     assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --epochs 2 --precision bf16")
-    file = tmp_path / records.file_name("stamp", "diginetica", 0)
-    file.write_text(json.dumps(held))
+    put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
         f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs, in bfloat16; "
         "the last one moved HR@20 by +1.50."
@@ -72,10 +101,10 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
         "trained in bfloat16: stamp."
     )
     held["recipe"]["config"] |= {"epochs": planned}
-    file.write_text(json.dumps(held))
+    put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica").endswith("was made in bfloat16.")
     held["recipe"]["config"] |= {"precision": "fp32"}
-    file.write_text(json.dumps(held))
+    put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == rerun.shortened(tmp_path, "narm", "demo") == ""
     assert rerun.extents(tmp_path, "diginetica") == ""
 
@@ -87,7 +116,7 @@ def test_the_committed_records_are_of_what_the_book_would_run_today():
         name = f"{held['system']}--{held['variant']}".removesuffix("--")
         (job,) = rerun.jobs_for([name], held["dataset"], [held["seed"]], path=plan_file)
         config = dataclasses.replace(job.recipe.config, seed=job.seed)
-        departs = records.check_same(path, job.recipe, config, held["fingerprint"])
+        departs = records.check_same(path, job.recipe, config, FINGERPRINTS[held["dataset"]])
         assert departs == {key: mine for key, (mine, _) in rerun.departures(held, plan_file).items()}
     assert len(paths) > 80
 

@@ -114,7 +114,16 @@ def test_noise_has_any_shape_and_depends_on_seed_epoch_and_step_alone():
 
 
 @pytest.mark.parametrize("make", [Noise, lambda counts, alpha: Negatives(counts, 3, alpha)])
-@pytest.mark.parametrize("alpha", [-0.5, float("-inf"), float("nan"), float("inf")])
+@pytest.mark.parametrize("alpha", [-0.5, float("-inf"), float("nan"), float("inf"), 1e7])
 def test_a_power_that_is_negative_or_no_number_is_refused(make, alpha):
     with pytest.raises(ValueError, match=f"alpha must be 0 .uniform. or more .*got {alpha}"):
         make(COUNTS, alpha)
+
+
+def test_a_large_power_draws_the_most_popular_item_and_overflows_nowhere():
+    counts = torch.tensor([0, 9_999, 100_000, 1])
+    negatives, noise = Negatives(counts, 100, 1000.0), Noise(counts, 1000.0)
+    assert negatives.draw().eq(2).all() and noise.draw(4, 25).eq(2).all()
+    law = 1000 * (counts[1:] / 100_000).log()
+    torch.testing.assert_close(negatives.log_q[1:], law, rtol=1e-5, atol=1e-6)
+    assert torch.equal(noise.log_q(torch.arange(4)), negatives.log_q)

@@ -1,4 +1,5 @@
 """The shop's law against slow, obvious calculations: enumeration, simulation, frequencies."""
+
 import time
 
 import numpy as np
@@ -320,6 +321,15 @@ def test_large_catalogue_without_locality_is_popularity_alone():
     counts = np.sort(np.bincount(sessions.items.numpy(), minlength=1_000))[::-1]
     law = np.log1p(1 / (100 + np.arange(1_000))) / np.log(11)
     np.testing.assert_allclose(np.cumsum(counts)[::100] / counts.sum(), np.cumsum(law)[::100], rtol=0.05)
+
+
+def test_a_catalogue_that_no_memory_or_id_holds_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="at most 2,147,483,647 items, whose ids fit 32 bits, got 2,147,483,648"):
+        large_catalogue(2**31, 10)
+    monkeypatch.setattr("sbr_core.memory.machine_bytes", lambda: 16_000)
+    assert large_catalogue(1_000, 10).num_items == 1_000
+    with pytest.raises(ValueError, match="1,001 items takes 0.0 GB at least, .* of memory: ask for fewer items"):
+        large_catalogue(1_001, 10)
 
 
 @pytest.mark.parametrize("wrong", [{"num_items": 1}, {"num_sessions": 0}, {"mean_length": 2.0}])

@@ -1,24 +1,11 @@
 """Published numbers beside ours: the right run in the right cell, empty cells where there is none, honest intervals."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
+from toys import put, record
 
-from sbr_core import published, records, tables
-from sbr_core.recipes import recipe
-
-
-def record(system, dataset, seed=0, variant="", hr=50.0, mrr=20.0):
-    honest = {"HR@20": hr - 1, "HR@20 interval": [hr - 2, hr], "MRR@20": mrr - 1, "MRR@20 interval": [mrr - 2, mrr]}
-    epochs = [{"seconds": 10.0, "examples_per_second": 5.0}, {"seconds": 30.0, "examples_per_second": 7.0}]
-    return {
-        "schema": records.SCHEMA, "system": system, "variant": variant, "dataset": dataset, "seed": seed,
-        "as_published": {"HR@20": hr, "MRR@20": mrr}, "honest": honest | {"epoch": 1}, "runs": {"final": epochs},
-        "device": "CPU", "peak_rss_mb": 1.0, "recipe": {"config": asdict(recipe(system, dataset).config)},
-    }  # fmt: skip
+from sbr_core import published, tables
 
 
 @pytest.fixture
@@ -29,9 +16,7 @@ def folder(tmp_path):
         record("sr-gnn", "diginetica", seed=1, hr=52.0),
         record("tagnn++", "yoochoose1_64", variant="without-agc", hr=71.0),
     ):
-        path = tmp_path / records.file_name(found["system"], found["dataset"], found["seed"], found["variant"])
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found))
+        put(tmp_path, found)
     return tmp_path
 
 
@@ -133,9 +118,14 @@ def test_the_interval_of_a_mean_is_that_of_student():
     assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
+def test_more_seeds_than_the_table_of_student_has_are_refused():
+    assert tables.mean_interval(np.arange(10.0))[0] < 4.5
+    with pytest.raises(ValueError, match="2 to 10 runs, got 11"):
+        tables.mean_interval(np.arange(11.0))
+
+
 def test_a_work_that_ran_on_another_preparation_is_shown_beside_that(folder):
-    path = folder / records.file_name("tagnn++", "yoochoose1_64_dgtn", 0, "")
-    path.write_text(json.dumps(record("tagnn++", "yoochoose1_64_dgtn", hr=72.0)))
+    put(folder, record("tagnn++", "yoochoose1_64_dgtn", hr=72.0))
     found = tables.load(folder)
     table = tables.published_table("tagnnpp_v3", found, "Table II", {"yoochoose1_64": "yoochoose1_64_dgtn"})
     assert cell(table, "TAGNN++", "yoochoose1_64")["as published"] == 72.0

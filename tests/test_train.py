@@ -196,6 +196,23 @@ def test_ctrl_c_ends_the_step_saves_and_resumes_to_the_same_bits(steps, tmp_path
     assert same(resumed.state_dict(), straight.state_dict())
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_ctrl_c_in_an_evaluation_ends_the_epoch_and_the_run(epoch, tmp_path):
+    expected = quietly(new_model(), evaluators={"test": lambda model: {"of": 1}})
+    asked = []
+
+    def evaluator(model):
+        asked.append(1)
+        if len(asked) == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"of": 1}
+
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after epoch {epoch}$"):
+        quietly(new_model(), output=tmp_path, evaluators={"test": evaluator})
+    again = quietly(new_model(seed=99), output=tmp_path, evaluators={"test": evaluator})
+    assert timeless(again) == timeless(expected) and len(asked) == len(expected)  # nothing is evaluated again
+
+
 def test_ctrl_c_does_not_save_a_model_that_has_just_diverged(tmp_path, monkeypatch):
     """The loss is looked at every 50 steps only: here it is broken from step 4 on, and Ctrl-C arrives in step 6."""
     calls = iter(range(1, 100))

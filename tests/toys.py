@@ -1,11 +1,16 @@
 """Small random data for the tests, and the slow obvious loops that several of them compare with."""
 
+import json
 import random
+from dataclasses import asdict
 
 import torch
 from torch.nn import functional as F
 
+from sbr_core.recipes import recipe
+from sbr_core.record_check import SCHEMA, both_columns, file_name, sealed
 from sbr_core.sessions import Sessions
+from sbr_core.sources import FINGERPRINTS
 
 
 def random_clicks(count=60, num_items=30, longest=9, seed=0, shortest=1) -> list[list[int]]:
@@ -59,3 +64,28 @@ def softmax_loop(query, table, target):
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors are equal bit for bit."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def record(system, dataset, seed=0, variant="", hr=50.0, mrr=20.0, half=1.0):
+    """A record whose second epoch is the best one; the honest one is the first, 1 below, its intervals +- `half`."""
+    final = []
+    for number, below, seconds, speed in ((1, 1.0, 10.0, 5.0), (2, 0.0, 30.0, 7.0)):
+        test = {"HR@20": hr - below, "MRR@20": mrr - below}
+        test |= {f"{name} interval": [max(0.0, value - half), value + half] for name, value in test.items()}
+        final.append({"epoch": number, "test": test, "seconds": seconds, "examples_per_second": speed})
+    select = [{"epoch": number, "validation": {"MRR@20": value}} for number, value in ((1, 2.0), (2, 1.0))]
+    runs = {"select": select, "final": final}
+    fingerprint = FINGERPRINTS.get(dataset, "f" * 64)
+    return {
+        "schema": SCHEMA, "system": system, "variant": variant, "dataset": dataset, "protocol": "test",
+        "fingerprint": fingerprint, "seed": seed, "runs": runs, "seconds": 40.0, "device": "CPU", "peak_rss_mb": 1.0,
+        "recipe": {"arguments": {}, "config": asdict(recipe(system, dataset).config)}, "versions": {},
+    } | both_columns(runs)  # fmt: skip
+
+
+def put(folder, found):
+    """Write a record, sealed, where the book keeps it; returns its path."""
+    path = folder / file_name(found["system"], found["dataset"], found["seed"], found["variant"])
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(json.dumps(sealed(found)))
+    return path

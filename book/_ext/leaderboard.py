@@ -1,8 +1,9 @@
 """A small Sphinx extension: directives that show the records of all runs, read when the book is built.
 
 ``{leaderboard}`` is the table of all records, ``{missing-runs}`` that of the runs that the plan wants and nobody made,
-``{pareto} DATASET`` a picture of accuracy against cost. The tables sort and filter in the browser: the code for that is
-part of the page, so it works without a network. The records are copied beside the page that links to them.
+``{gpu-hours} WORKERS`` what they would take on a graphics card, ``{pareto} DATASET`` a picture of accuracy against
+cost. The tables sort and filter in the browser: the code for that is part of the page, so it works without a network.
+The records are copied beside the page that links to them.
 """
 
 import io
@@ -16,9 +17,13 @@ from docutils import nodes
 from itables import options
 from itables.javascript import generate_init_offline_itables_html, to_html_datatable
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 from sphinx.util.docutils import SphinxDirective
 
 from sbr_core import plan, plots, records, rerun, tables
+from sbr_core.costs import Costs
+from sbr_core.models import MODELS
+from sbr_core.models.base import CountingModel
 
 STYLE = """<style>
 .dt-container { font-size: 0.85rem; }
@@ -33,8 +38,9 @@ def board(folder: Path) -> pd.DataFrame:
     """One line a record: real logs before the demo shop, in each the best honest MRR@20 first.
 
     Returns:
-        Columns system, dataset, seed, HR@20, ± HR, MRR@20, ± MRR, best HR@20, best MRR@20, minutes, examples/s, device,
-        record (a link) and repeat (a command).
+        Columns system, dataset, seed, HR@20, ± HR, MRR@20, ± MRR, epoch picked by, epochs ("4 of 6" of a run that
+        stopped before its recipe's last), best HR@20, best MRR@20, minutes, examples/s, device, record (a link) and
+        repeat (a command).
     """
     found = tables.load(folder)
     found = found.assign(made_up=found.dataset == "demo", value=-found["honest MRR@20"].astype(float))
@@ -44,12 +50,34 @@ def board(folder: Path) -> pd.DataFrame:
         shown[f"± {metric}"] = (found[f"high {metric}@20"] - found[f"low {metric}@20"]).astype(float) / 2
     shown["minutes"] = found.seconds.astype(float) / 60
     shown["record"] = [_link(folder, Path(path)) for path in found.record]
-    again = (rerun.repeat(records.read(Path(path)), folder.parent / "plan.toml") for path in found.record)
-    shown["repeat"] = [f"<code>{escape(command)}</code>" for command in again]
+    read, of_plan = [records.read(Path(path)) for path in found.record], folder.parent / "plan.toml"
+    shown["epoch picked by"] = [picked_by(record) for record in read]
+    shown["epochs"] = [epochs_of(record, of_plan) for record in read]
+    shown["repeat"] = [f"<code>{escape(rerun.repeat(record, of_plan))}</code>" for record in read]
     named = found.variant.map(lambda name: f" ({name})" if name else "")
     shown["system"] = (found.system + named).map(escape)
-    columns = ["system", "dataset", "seed", "HR@20", "± HR", "MRR@20", "± MRR", "best HR@20", "best MRR@20"]
-    return shown[[*columns, "minutes", "examples/s", "device", "record", "repeat"]].reset_index(drop=True)
+    columns = ["system", "dataset", "seed", "HR@20", "± HR", "MRR@20", "± MRR", "epoch picked by", "epochs"]
+    columns += ["best HR@20", "best MRR@20", "minutes", "examples/s", "device", "record", "repeat"]
+    return shown[columns].reset_index(drop=True)
+
+
+def picked_by(record: dict) -> str:
+    """What chose the epoch of a record's honest values."""
+    if issubclass(MODELS[record["system"]], CountingModel):
+        return "none: fitted once"
+    return "held-out sessions" if "select" in record["runs"] else "the last one, fixed before"
+
+
+def epochs_of(record: dict, path: Path) -> str:
+    """How many epochs a record has, and of how many if its recipe has more; "" of a system without epochs.
+
+    Args:
+        path: of the plan that defines its variant.
+    """
+    if issubclass(MODELS[record["system"]], CountingModel):
+        return ""
+    held, planned = rerun.departures(record, path).get("epochs", (len(record["runs"]["final"]), 0))
+    return f"{held} of {planned}" if planned else str(held)
 
 
 def _link(folder: Path, path: Path) -> str:
@@ -85,7 +113,7 @@ def page_code() -> str:
 
 
 class Records(SphinxDirective):
-    """What the three directives have in common: they read the folder ``results`` beside the book's pages."""
+    """What the directives have in common: they read the folder ``results`` beside the book's pages."""
 
     @property
     def folder(self) -> Path:
@@ -119,12 +147,32 @@ class MissingRuns(Records):
         if todo.empty:
             return "<p>Nothing: every run of the plan has its record.</p>"
         unknown = int(todo.minutes.isna().sum())
-        text = f"{len(todo)} runs are missing: about {todo.minutes.sum() / 60:.0f} hours on two cores"
+        text = f"{len(todo)} runs are missing: about {todo.minutes.sum() / 60:.0f} hours on a CPU"
         text += f", and {unknown} of unknown length." if unknown else "."
         shown = todo.assign(command=todo.command.map(lambda line: f"<code>{escape(line)}</code>"))
         shown["order"] = range(1, len(shown) + 1)
         shown = shown[["order", "system", "dataset", "seed", "minutes", "time", "why", "command"]]
         return f"<p>{text}</p><div>{interactive(shown, 'table-of-missing-runs', pageLength=10)}</div>"
+
+
+class GpuHours(Records):
+    """``{gpu-hours} WORKERS``."""
+
+    required_arguments = 1
+
+    def html(self) -> str:
+        """A sentence on the published recipes of both logs, and on all that is missing; estimates, and said to be."""
+        workers, costs = int(self.arguments[0]), Costs(self.folder, "cuda")
+        jobs = plan.read(Path(self.env.srcdir, "plan.toml"))
+        logs = ("yoochoose1_64", "diginetica")
+        plain = [job for job in jobs if job.dataset in logs and not (job.seed or job.recipe.variant)]
+        todo = [job for job in jobs if plan.state(job, self.folder)[0] == "missing"]
+        hours = [sum(costs.seconds(job)[0] or 0 for job in part) / 3600 for part in (plain, todo)]
+        return (
+            f"<p>Estimated, not measured: the {len(plain)} published recipes on {' and '.join(logs)} with one seed "
+            f"take {hours[0]:.1f} hours of one card, {hours[0] / workers:.1f} with {workers} workers that share it; "
+            f"the {len(todo)} runs that are missing take {hours[1]:.1f} and {hours[1] / workers:.1f}.</p>"
+        )
 
 
 class Pareto(Records):
@@ -148,6 +196,7 @@ def drawn(found: dict[str, tuple[float, float]]) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "sbr_core"}):
         ax = plots.accuracy_against_cost(found, cost="milliseconds of training per example")
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         ax.xaxis.set_minor_formatter("{x:g}")
         buffer = io.StringIO()
         ax.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=False)
@@ -167,6 +216,7 @@ def setup(app) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("leaderboard", Leaderboard)
     app.add_directive("missing-runs", MissingRuns)
+    app.add_directive("gpu-hours", GpuHours)
     app.add_directive("pareto", Pareto)
     app.connect("build-finished", copy_records)
     return {"parallel_read_safe": True}
