@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from sbr_core.batches import Batch
 from sbr_core.models.base import SessionModel
+from sbr_core.similarity import compare
 from sbr_core.table import Buffers, lookup, open_gradient
 
 
@@ -32,6 +33,7 @@ class ShardedTable(SessionModel):
     """What `shard` puts before the class of a model: look-ups and softmax of a table of which a rank has n rows.
 
     The local table is (n + 1, D); its last row stands for all items of other ranks and for padding, and is never read.
+    So ``score(query, ids)`` fetches the rows of its candidates, and ``score(query)`` is (b, n), of the own items only.
     """
 
     @property
@@ -51,13 +53,16 @@ class ShardedTable(SessionModel):
         rows = lookup(self.table, local) * here[..., None]  # (R, *shape, D), zeros for what others have
         return _SumOfMine.apply(rows)
 
-    def score(self, query: Float[Tensor, "b D"], ids: Tensor | None = None) -> Float[Tensor, "b K"]:
-        """Scores of candidates, whose rows are fetched; of all items only the own ones (b, n), against own rows."""
-        if ids is not None:
-            return super().score(query, ids)
-        return query @ self.table[:-1].T
+    def score_rows(self, query: Float[Tensor, "b D"], local: Tensor) -> Float[Tensor, "b K"]:
+        """Scores of local rows, K shared ones (K,) or K for each query (b, K); nothing crosses the wire."""
+        rows = self._side(lookup(self.table, local))
+        return self.scale * compare(self._side(query), rows, self.similarity)
 
     def linear(self, query: Float[Tensor, "b D"]) -> None:
+        """None: no rank has the table."""
+        return None
+
+    def directions(self, query: Float[Tensor, "b D"]) -> None:
         """None: no rank has the table."""
         return None
 
@@ -67,14 +72,23 @@ class ShardedTable(SessionModel):
 
     def softmax_loss(
         self, query: Float[Tensor, "b D"], target: Int[Tensor, "b"], dtype: torch.dtype | None, buffers: Buffers
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, ""] | None:
         """Mean cross-entropy over all items and over the sessions of all ranks: the same number on every rank.
 
-        Its backward pass gives a rank the gradient of its own queries and of its own rows.
+        Its backward pass gives a rank the gradient of its own queries and of its own rows. Scores that are no plain
+        product are left to autograd, which holds several (B, n) matrices of them; in bf16 that is None: not written.
         """
+        plain = self.similarity == "dot" and not self.normalise
+        if dtype is not None and not plain:
+            return None
         queries, targets = gather_queries(query), gathered(target).flatten()
         local, here = self.localised(targets)
-        return _ShardedSoftmax.apply(queries, self.table, local, here, dtype or query.dtype, buffers)
+        if plain:
+            queries = queries if self.scale == 1 else queries * self.scale
+            return _ShardedSoftmax.apply(queries, self.table, local, here, dtype or query.dtype, buffers)
+        scores = self.score(queries)  # (B, n)
+        truth = scores.gather(1, local.clamp(max=scores.shape[1] - 1)[:, None])[:, 0]
+        return cross_entropy(scores, torch.where(here, truth, 0.0))
 
 
 def shard(model: nn.Module) -> SessionModel:
@@ -84,7 +98,7 @@ def shard(model: nn.Module) -> SessionModel:
     it; parameters keep their names.
 
     Raises:
-        ValueError: if the scores are more than a product of one query with the rows, or the model keeps a state of
+        ValueError: if the scores are more than a comparison of one query with the rows, or the model keeps a state of
             its own: naming what stands in the way.
         RuntimeError: if no process group has been made.
     """
@@ -105,13 +119,11 @@ def _obstacle(model: nn.Module) -> str:
     if not isinstance(model, SessionModel):
         return "it has none, it counts instead of training by a loss"
     if kind.score is not SessionModel.score or kind.linear is not SessionModel.linear or not model.plain_product:
-        return "its scores are not the product of one query vector with the item table"
+        return "its scores do not compare one query vector with the rows of the item table"
     if kind.embed is not SessionModel.embed or model.looked_up or model.carries_state:
         return "it has further tables, or a state that goes from batch to batch"
     if kind.prepare is not SessionModel.prepare or list(model.buffers()):
         return "it keeps sessions or states of its own, which each rank would fill differently"
-    if model.normalise or model.similarity != "dot":
-        return f"similarity={model.similarity!r}, normalise={model.normalise}; leave both out"
     return ""
 
 
@@ -141,16 +153,21 @@ def rank_targets(model: SessionModel, batch: Batch) -> Float[Tensor, "B"]:
     """Rank of every target among all V items, ties counted before it; every rank gives the same batch and gets all.
 
     A rank counts the items that it owns; the counts add up, so the ranks are exact.
+
+    Raises:
+        ValueError: on every rank, if a score is NaN on one of them.
     """
     query = model.encode(batch)
-    mine = (query * model.embed(batch.target)).sum(-1, keepdim=True)  # (B, 1)
+    mine = model.score(query, batch.target[:, None])  # (B, 1)
     scores = model.score(query)  # (B, n)
     local, here = model.localised(batch.target)
     column = local.clamp(max=scores.shape[1] - 1)[:, None]
     scores.scatter_(1, column, torch.where(here[:, None], mine, scores.gather(1, column)))  # the same sum, bit for bit
-    count = (scores >= mine).sum(1)
+    count = torch.stack([(scores >= mine).sum(1), scores.amax(1).isnan()])  # (2, B)
     dist.all_reduce(count)
-    return count.float()
+    if bool(count[1].any()):
+        raise ValueError("a score is NaN: the model has diverged, its ranks mean nothing")
+    return count[0].float()
 
 
 def gathered(mine: Int[Tensor, "*shape"]) -> Int[Tensor, "R *shape"]:
@@ -163,6 +180,16 @@ def gathered(mine: Int[Tensor, "*shape"]) -> Int[Tensor, "R *shape"]:
 def gather_queries(mine: Float[Tensor, "b D"]) -> Float[Tensor, "B D"]:
     """The queries of all ranks. Each rank's loss may use all of them against its own rows: gradients add up."""
     return _Gathered.apply(mine).flatten(0, 1)
+
+
+def cross_entropy(scores: Float[Tensor, "B k"], truth: Float[Tensor, "B"]) -> Float[Tensor, ""]:
+    """Mean of ln sum exp(scores), over the candidates of all ranks, less the truth's score; the same on every rank.
+
+    Args:
+        scores: of this rank's candidates.
+        truth: the target's score on the rank that has its row, 0 elsewhere.
+    """
+    return (_LogSumExp.apply(scores.logsumexp(1)) - _Sum.apply(truth)).mean()
 
 
 class _Gathered(torch.autograd.Function):
@@ -182,10 +209,8 @@ class _Gathered(torch.autograd.Function):
 
 
 class _SumOfMine(torch.autograd.Function):
-    """(R, *shape, D), a rank's contributions to what every rank asked for -> the sum of all to what this one asked for.
-
-    Backward: every rank hears the gradients of all.
-    """
+    """(R, *shape, D), a rank's contributions to what every rank asked for -> the sum of all to what this one asked for;
+    backward: every rank hears the gradients of all."""
 
     @staticmethod
     def forward(ctx, contributions: Tensor) -> Tensor:
@@ -198,6 +223,43 @@ class _SumOfMine(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         """Those of all ranks, one after another."""
         return gathered(grad)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """ln sum_r exp(x_r) over the ranks; every rank goes on with the same result, and gets its own gradient."""
+
+    @staticmethod
+    def forward(ctx, mine: Tensor) -> Tensor:
+        largest = mine.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        total = (mine - largest).exp()
+        dist.all_reduce(total)
+        total = total.log() + largest
+        ctx.save_for_backward(mine, total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """The rank's share of the sum."""
+        mine, total = ctx.saved_tensors
+        return grad * (mine - total).exp()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks; every rank goes on with the same result, and gets its own gradient."""
+
+    @staticmethod
+    def forward(ctx, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        """That of the sum."""
+        return grad
 
 
 class _ShardedSoftmax(torch.autograd.Function):

@@ -13,12 +13,10 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sbr_core.losses import Scores
 from sbr_core.samplers import Noise, mixed
-from sbr_core.sharded import gather_queries, gathered, rows_of
-from sbr_core.table import lookup
+from sbr_core.sharded import cross_entropy, gather_queries, gathered, rows_of
 
 
 @dataclass
@@ -71,50 +69,12 @@ class LocalSampledSoftmax:
         model, queries = scores.model, gather_queries(scores.query)  # (B, D)
         local, here = model.localised(gathered(target).flatten())  # (B,), (B,)
         ids = self.noise.draw(self.k)  # (k,), counted from this rank's first item
-        truth = torch.where(here, (queries * lookup(model.table, local)).sum(1), 0.0)  # (B,)
-        negative = queries @ lookup(model.table, ids).T  # (B, k)
+        truth = torch.where(here, model.score_rows(queries, local[:, None])[:, 0], 0.0)  # (B,)
+        negative = model.score_rows(queries, ids)  # (B, k)
         kept = ~(here[:, None] & (ids == local[:, None]))
         own = torch.where(here, self.noise.log_q(local.clamp(max=len(self.counts) - 1) * here).exp(), 0.0)
         law = self.noise.log_q(ids) - torch.log1p(-own)[:, None]  # ln q of the items other than the truth
         negative = negative - law - kept.sum(1, keepdim=True).clamp(min=1).log()
         negative = negative.masked_fill(~kept, -torch.inf)
         first = truth.masked_fill(~here, -torch.inf)[:, None]
-        total = _LogSumExp.apply(torch.cat([first, negative], 1).logsumexp(1))
-        return (total - _Sum.apply(truth)).mean()
-
-
-class _LogSumExp(torch.autograd.Function):
-    """ln sum_r exp(x_r) over the ranks; every rank goes on with the same result, and gets its own gradient."""
-
-    @staticmethod
-    def forward(ctx, mine: Tensor) -> Tensor:
-        largest = mine.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        total = (mine - largest).exp()
-        dist.all_reduce(total)
-        total = total.log() + largest
-        ctx.save_for_backward(mine, total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        """The rank's share of the sum."""
-        mine, total = ctx.saved_tensors
-        return grad * (mine - total).exp()
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the ranks; every rank goes on with the same result, and gets its own gradient."""
-
-    @staticmethod
-    def forward(ctx, mine: Tensor) -> Tensor:
-        total = mine.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        """That of the sum."""
-        return grad
+        return cross_entropy(torch.cat([first, negative], 1), truth)

@@ -7,7 +7,7 @@ Shapes: R ranks, B examples of a batch, V items, n items of this rank.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from sbr_core import checkpoints
 from sbr_core.batches import Batch, epoch_order, length_order
 from sbr_core.config import TrainConfig
+from sbr_core.evaluate import CHUNK_SCORES
 from sbr_core.losses import Scores, seek
 from sbr_core.models.base import SessionModel
 from sbr_core.optim import learning_rate, set_learning_rate
@@ -44,6 +45,11 @@ class ShardedRun(Run):
                 "a shared table trains on batches='examples', with agc='off', clip_grad=None and compile=False"
             )
         super().__init__(model, train, config, output, identity, checkpoint_seconds=0.0)
+        if hasattr(self.loss, "least_rows"):
+            raise ValueError(
+                f"loss={config.loss!r} has the other rows' targets as negatives, and a rank sees a part of them: "
+                "use full, sampled-softmax, negative-sampling, triplet or gbce"
+            )
         if config.loss == "sampled-softmax":
             self.loss = self._on_own_rows()
         self.collective = self.loss.full_catalogue or getattr(self.loss, "collective", False)
@@ -73,6 +79,15 @@ class ShardedRun(Run):
             self.write(tensors, info)
         self.reseed()
         dist.barrier()
+
+    def keep(self, after_epoch: Callable[[dict, list[dict]], None] | None) -> None:
+        """On rank 0, hand on the tensors of the whole model and all epoch records; every rank calls it."""
+        if after_epoch is None:
+            return
+        tensors = self.model.state_dict()
+        tensors |= {"table": self._whole(tensors["table"])}
+        if dist.get_rank() == 0:
+            after_epoch(tensors, self.epochs)
 
     def contents(self) -> tuple[dict, dict]:
         """What a single process would save, on rank 0; elsewhere without the rows."""
@@ -137,6 +152,7 @@ def fit_sharded(
     run: dict | None = None,
     checkpoint_steps: int = 500,
     progress: bool = False,
+    after_epoch: Callable[[dict, list[dict]], None] | None = None,
 ) -> list[dict]:
     """Train a model whose table is shared out (`sharded.shard`); every rank calls it and gets the same records.
 
@@ -147,6 +163,8 @@ def fit_sharded(
         run: what identifies the run (JSON).
         checkpoint_steps: steps between two checkpoints within an epoch.
         progress: rank 0 shows a bar on stderr.
+        after_epoch: called on rank 0 with the tensors of the whole model and all epoch records so far, before the
+            epoch's checkpoint is written; and once if there is no epoch left to train.
 
     Raises:
         FloatingPointError: if the loss is not finite, on every rank.
@@ -154,11 +172,15 @@ def fit_sharded(
     """
     state = ShardedRun(model, train, config, output, run or {})
     state.resume()
+    progress = progress and dist.get_rank() == 0
+    if len(state.epochs) >= config.epochs:
+        state.keep(after_epoch)
     while len(state.epochs) < config.epochs:
-        record = _train_epoch(state, checkpoint_steps, progress and dist.get_rank() == 0)
+        record = _train_epoch(state, checkpoint_steps, progress)
         if test is not None:
-            record["test"] = evaluate_sharded(model, test)
+            record["test"] = evaluate_sharded(model, test, progress=progress)
         state.epochs.append(record)
+        state.keep(after_epoch)
         state.begin_epoch()
         state.save()
     return state.epochs
@@ -185,7 +207,8 @@ def _train_epoch(state: ShardedRun, checkpoint_steps: int, progress: bool) -> di
         if state.step % checkpoint_steps == 0 and state.step < len(order):
             state.save()
     seconds = time.perf_counter() - begun
-    return {"epoch": number + 1, "loss": loss, "seconds": seconds, "examples_per_second": state.seen / seconds}
+    speed = {"seconds": seconds, "examples_per_second": state.seen / seconds}
+    return {"epoch": number + 1, "lr": lr, "loss": loss} | speed
 
 
 def sharded_step(state: ShardedRun, part: Batch) -> Tensor:
@@ -217,9 +240,20 @@ def _mean_loss(state: ShardedRun) -> float:
 
 
 @torch.no_grad()
-def evaluate_sharded(model: SessionModel, windows: Windows, chunk: int = 256) -> dict[str, float]:
-    """HR@20 and MRR@20 in percent, from exact ranks over all items; every rank calls it with the same examples."""
+def evaluate_sharded(
+    model: SessionModel, windows: Windows, chunk: int = 256, progress: bool = False
+) -> dict[str, float]:
+    """HR@20 and MRR@20 in percent, from exact ranks over all items; every rank calls it with the same examples.
+
+    A rank holds `chunk` rows of n scores at a time, fewer where they would be more than `evaluate.CHUNK_SCORES`.
+
+    Raises:
+        ValueError: on every rank, if a score is NaN.
+    """
     model.eval()
-    ranks = torch.cat([rank_targets(model, batch) for batch in length_order(windows, chunk).batches(windows)])
+    largest = -(-model.num_items // dist.get_world_size())  # n of the rank that has most: one answer for all of them
+    order = length_order(windows, max(1, min(chunk, CHUNK_SCORES // largest)))
+    batches = tqdm(order.batches(windows), total=len(order), disable=not progress, desc="evaluate", leave=False)
+    ranks = torch.cat([rank_targets(model, batch) for batch in batches])
     hit = ranks <= 20
     return {"HR@20": 100 * hit.float().mean().item(), "MRR@20": 100 * (hit / ranks).mean().item()}

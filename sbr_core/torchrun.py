@@ -6,7 +6,9 @@ Example::
         --loss sampled-softmax --negatives 512 --epochs 1 --output runs/large
 """
 
+import dataclasses
 import os
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,72 +18,137 @@ import torch
 import torch.distributed as dist
 import typer
 
-from sbr_core import datasets
-from sbr_core.cli_options import Config, DatasetName, ModelName, Set, recipe_of, show
+from sbr_core import workflow
+from sbr_core.cli import _fail as fail
+from sbr_core.cli_options import (
+    Config,
+    DatasetName,
+    Log,
+    Loss,
+    ModelName,
+    Optimizer,
+    Precision,
+    Set,
+    TableOptimizer,
+    load_dataset,
+    recipe_of,
+    show,
+)  # fmt: skip
+from sbr_core.datasets import Dataset
+from sbr_core.models import build
+from sbr_core.recipes import Recipe
 from sbr_core.replicate import new_model
 from sbr_core.sharded import shard
 from sbr_core.sharded_training import fit_sharded
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(
     model: ModelName,
     dataset: DatasetName = "demo",
-    epochs: int | None = None,
-    seed: int | None = None,
-    loss: Annotated[str | None, typer.Option(help="full, sampled-softmax (negatives drawn on every rank), ...")] = None,
-    negatives: int | None = None,
-    batch_size: int | None = None,
-    l2: float | None = None,
-    output: Path | None = None,
-    checkpoint_steps: int = 500,
+    log: Log = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")
+    ] = None,
+    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints within an epoch.")] = 500,
+    loss: Loss = None,
+    negatives: Annotated[
+        int | None, typer.Option(help="Items drawn in a step by a sampled loss; those of sampled-softmax on all ranks.")
+    ] = None,
+    optimizer: Optimizer = None,
+    table_optimizer: TableOptimizer = None,
+    precision: Precision = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step, of all ranks together.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    l2: Annotated[float | None, typer.Option(help="L2 on the parameters.")] = None,
+    max_len: Annotated[int | None, typer.Option(help="Keep the last so many clicks of an input.")] = None,
     set_: Set = None,
     config_: Config = None,
 ) -> None:
     """Train with the item table shared out over the processes that torchrun has started."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = {} if negatives is None else {"loss_arguments": {"negatives": negatives}}
+    options = dict(epochs=epochs, seed=seed, loss=loss, optimizer=optimizer, table_optimizer=table_optimizer)
+    options |= dict(precision=precision, batch_size=batch_size, lr=lr, l2=l2, max_len=max_len)
+    for number in STOPS:
+        signal.signal(number, _told_to_stop)
     try:
+        recipe = with_negatives(recipe_of(model, dataset, set_, config_, **options), negatives)
+        if output:
+            workflow.make_folder(output)
         device = join(rank, ranks)
-        recipe = recipe_of(
-            model,
-            dataset,
-            set_,
-            config_,
-            epochs=epochs,
-            seed=seed,
-            loss=loss,
-            batch_size=batch_size,
-            l2=l2,
-            **arguments,
-        )
-        data = datasets.load(dataset)
-        whole = new_model(recipe, data.num_items, recipe.config.seed, device)
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
-        windows = recipe.config.examples(data.train).to(device)
-        test = recipe.config.truncate(data.test_windows()).to(device)
-        identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": data.fingerprint}
-        records = fit_sharded(shard(whole), windows, recipe.config, test, output, identity, checkpoint_steps, True)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        data = load_dataset(dataset, log)
+        records = train(recipe, data, output, device, checkpoint_steps)
+    except InterruptedError as error:
+        sys.exit(fail(_stopped(rank, ranks, str(error), output)))
+    except (ValueError, FloatingPointError, LookupError, OSError, ImportError) as error:
+        sys.exit(fail(str(error)))
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        sys.exit(
-            f"error: rank {rank} of {ranks} lost the others ({str(error).splitlines()[0]}). "
-            + (
-                f"The last checkpoint in {output} is whole"
-                if output
-                else "There is no checkpoint: no --output was given"
-            )
-            + "; start the same command again, on any number of ranks"
-        )
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        why = f"it lost the others ({str(error).splitlines()[0]})"
+        sys.exit(fail(_stopped(rank, ranks, why, output) if lost else str(error)))
+    except MemoryError as error:
+        sys.exit(fail(f"not enough memory on rank {rank} ({error}); take more ranks, or a smaller batch"))
     if rank == 0:
-        show({"model": recipe.model, "dataset": data.name, "ranks": ranks, "epochs": records}, as_json=True)
+        named = {"model": recipe.model, "dataset": data.name, "ranks": ranks}
+        show(named | {"epochs": records, "output": output and str(output)}, as_json=True)
     dist.destroy_process_group()
 
 
+def train(recipe: Recipe, data: Dataset, output: Path | None, device: str, checkpoint_steps: int) -> list[dict]:
+    """Train as one of the ranks, test after every epoch, keep a model for `Recommender.load` in `output`.
+
+    Returns:
+        The records of all epochs, the same on every rank.
+
+    Raises:
+        ValueError, FloatingPointError: as `sharded.shard` and `sharded_training.fit_sharded`.
+    """
+    config = recipe.config
+
+    def keep(tensors: dict, epochs: list[dict]) -> None:
+        if output:
+            with torch.device("meta"):  # takes over the tensors: the table is not held once more
+                model = build(recipe.model, data.num_items, **recipe.arguments)
+            model.load_state_dict(tensors, assign=True)
+            workflow.keep_model(model, recipe, data, output)
+
+    model = shard(new_model(recipe, data.num_items, config.seed, device))
+    windows, test = config.examples(data.train).to(device), config.truncate(data.test_windows()).to(device)
+    identity = workflow.identity_of(recipe, data)
+    return fit_sharded(model, windows, config, test, output, identity, checkpoint_steps, True, keep)
+
+
+def with_negatives(recipe: Recipe, negatives: int | None) -> Recipe:
+    """The recipe with another number of negatives, if one is given."""
+    if negatives is None:
+        return recipe
+    arguments = recipe.config.loss_arguments | {"negatives": negatives}
+    return dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, loss_arguments=arguments))
+
+
+def _told_to_stop(number: int, frame: object) -> None:
+    """Once; torchrun sends such signals to all ranks that are left when one has ended, or on Ctrl-C."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    raise InterruptedError(f"it was told to ({signal.Signals(number).name}), as all are when one has ended")
+
+
+def _stopped(rank: int, ranks: int, why: str, output: Path | None) -> str:
+    """What a rank says that cannot go on, though nothing is wrong with it."""
+    left = f"The last checkpoint in {output} is whole" if output else "There is no checkpoint: no --output was given"
+    return f"rank {rank} of {ranks} stops: {why}. {left}; start the same command again, on any number of ranks"
+
+
 def join(rank: int, ranks: int, init_method: str | None = None) -> str:
-    """Join the process group; returns the device of this rank."""
+    """Join the process group; returns the device of this rank: a GPU (NCCL, never run so far) or the CPU.
+
+    Raises:
+        ValueError: if the process was not started by torchrun.
+    """
     cuda = torch.cuda.is_available()
     device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}" if cuda else "cpu"
     if "MASTER_ADDR" not in os.environ and init_method is None:
