@@ -1,4 +1,5 @@
-"""The claims of a paper, judged by records: held, not held, cannot be told apart, or not recorded.
+"""The claims of a paper, judged by records: held, not held, cannot be told apart, or not recorded; and what choosing an
+epoch by the test gained in them.
 
 A system is named as in the names of its records: ``tagnn``, or ``tagnn--average`` for the variant of a recipe.
 
@@ -13,10 +14,12 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sbr_core import records
+from sbr_core import records, rerun
 from sbr_core.tables import METRICS, compare, mean_interval
 
 HELD, NOT_HELD, OPEN, MISSING = "held", "not held", "cannot be told apart", "not recorded"
+GAP = ["system", "dataset", "seed", "epochs", "of recipe's", "picked", "best HR@20", "best MRR@20"]
+GAP += ["gain HR@20", "gain MRR@20", "last step"]
 COLOURS = {HELD: "#b9d3c3", NOT_HELD: "#e8b4ad", OPEN: "#f3ead2", MISSING: "#ffffff"}
 
 
@@ -168,3 +171,55 @@ def tally(table: pd.DataFrame) -> dict[str, int]:
     """How many cells of `judged` have each verdict, in the order held, not held, cannot be told apart, not recorded."""
     counts = table.verdict.value_counts()
     return {said: int(counts.get(said, 0)) for said in COLOURS}
+
+
+def selection_gaps(found: pd.DataFrame) -> pd.DataFrame:
+    """What the choice of an epoch by the test gains, in every run of a published recipe that held sessions out.
+
+    Args:
+        found: rows of `tables.load`; those of variants and of systems that count are passed over.
+
+    Returns:
+        A row a run: system, dataset, seed, epochs, of recipe's (epochs), picked, best HR@20 and best MRR@20 (the epoch
+        that the held-out sessions, and that the test picks), gain HR@20 and gain MRR@20 (as published minus honest),
+        last step (MRR@20 of the test, last epoch minus the one before; NaN after a single epoch), in points of percent.
+    """
+    runs = (records.read(Path(path)) for path in found[found.variant == ""].record)
+    return pd.DataFrame([_gap(run) for run in runs if "select" in run["runs"]], columns=GAP)
+
+
+def _gap(run: dict) -> tuple:
+    """One record as a row of `selection_gaps`."""
+    best, honest, final = run["as_published"], run["honest"], run["runs"]["final"]
+    of_recipe = rerun.departures(run).get("epochs", (0, len(final)))[1]
+    last = final[-1]["test"]["MRR@20"] - final[-2]["test"]["MRR@20"] if len(final) > 1 else np.nan
+    chosen = (honest["epoch"], *(best[f"{metric} epoch"] for metric in METRICS))
+    gains = (best[metric] - honest[metric] for metric in METRICS)
+    return run["system"], run["dataset"], run["seed"], len(final), of_recipe, *chosen, *gains, last
+
+
+def gaps_told(gaps: pd.DataFrame) -> str:
+    """Sentences on the rows of `selection_gaps`: runs of all epochs of their recipe apart from those cut short."""
+    whole = gaps.epochs >= gaps["of recipe's"]
+    kinds = {
+        "went through all epochs of their recipe": gaps[whole],
+        "were stopped before their recipe's last epoch": gaps[~whole],
+    }
+    text = [f"{len(rows)} of {len(gaps)} runs {what}{_moved(rows)}." for what, rows in kinds.items() if len(rows)]
+    latest = gaps[["picked", "best HR@20", "best MRR@20"]].min(axis=1) == gaps.epochs
+    ended = gaps[~whole & latest & (gaps.epochs > 1)]["last step"]
+    if len(ended):
+        text.append(
+            f"In {len(ended)} of those stopped the last epoch that was run is the best by every measure, and MRR@20 on "
+            f"the test rose by {ended.min():.2f} to {ended.max():.2f} in it: the gap is 0 there because the run ended, "
+            "and says nothing about the recipe."
+        )
+    return " ".join(text)
+
+
+def _moved(rows: pd.DataFrame) -> str:
+    """In how many of these runs the test picks another epoch than the held-out sessions, and for what."""
+    gains = rows[["gain HR@20", "gain MRR@20"]]
+    gained = int((gains > 0).any(axis=1).sum())
+    most = ", for up to {:.2f} HR@20 and {:.2f} MRR@20".format(*gains.max()) if gained else ""
+    return f"; in {gained} of these the test would have picked another epoch for one of the metrics{most}"

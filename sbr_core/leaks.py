@@ -1,4 +1,5 @@
-"""What a memory that is written at test time is worth, by the order in which the test is asked.
+"""Leaks on purpose: a test cut at random from the examples, and what a memory that is written at test time is worth, by
+the order in which the test is asked.
 
 Shapes: E test examples, B examples of a batch.
 """
@@ -17,6 +18,18 @@ from sbr_core.models.csrm import CSRM
 from sbr_core.sessions import Windows
 
 BATCH = 128  # sessions that are asked, and then written, together
+
+
+def random_share(windows: Windows, share: float = 0.1, seed: int = 0) -> tuple[Windows, Windows]:
+    """The examples, not the sessions, cut at random in two, as some public code cuts what it then tests on.
+
+    Returns:
+        The share that is asked, and the rest to train on, both in the order of the log. Most sessions lie on both
+        sides, and a longer input in the rest contains the answer to a shorter one.
+    """
+    drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).to(windows.device)
+    count = round(share * len(windows))
+    return windows[drawn[:count].sort().values], windows[drawn[count:].sort().values]
 
 
 def orders(windows: Windows, seed: int = 0) -> dict[str, Int[Tensor, "E"]]:

@@ -78,16 +78,20 @@ def sampled_cross_entropy(
 
     "standard" takes ln P from all scores, the truth's too. Of K + 1 items, one real and the others noise, it is the
     logarithm of the probability that the truth is the real one, so it is least at :math:`s_t = \\ln p(t|s)` plus a
-    constant for every K (ranking form of noise-contrastive estimation). "corrected" estimates the softmax's
-    denominator without bias: the truth is in it once, and the others are a mean of :math:`e^{s_j} / P(j)`, the law
-    being that of the items other than the truth where hits are masked. Its gradient is that of the corrected logQ of
-    2025: the logQ loss without the truth in the denominator, weighted by 1 - p(y). As the logarithm of an unbiased
-    estimate is biased, it is least at ln p(t|s) for many negatives only. "none" takes nothing.
+    constant (ranking form of noise-contrastive estimation): for every K if hits stay in; with hits left out, for
+    K * P(y) << 1, where they are rare: what is missing points to the truth, and no score is asked about that.
+
+    "corrected" estimates the softmax's denominator without bias where hits are left out: the truth is in it once, and
+    the others are a mean of :math:`e^{s_j} / P(j)`, the law being that of the items other than the truth. Its gradient
+    is that of the corrected logQ of 2025: the logQ loss without the truth in the denominator, weighted by 1 - p(y). As
+    the logarithm of an unbiased estimate is biased, it is least at ln p(t|s) for many negatives only. Where hits stay
+    in, the mean is the whole denominator, the truth is in it a second time, and it is not least there for any K.
+    "none" takes nothing.
 
     Args:
         log_q: ln P of the negatives, in the shape of ``drawn.ids``.
         log_q_target: ln P of the targets.
-        masked: the truth is no negative of its own row.
+        masked: hits are left out: the truth is no negative of its own row (``drawn.kept``).
     """
     positive, negative = drawn.positive, drawn.negative
     log_q, log_q_target = log_q.to(negative.dtype), log_q_target.to(negative.dtype)

@@ -34,10 +34,13 @@ class Sampled:
     """What these losses share: where negatives come from.
 
     Args:
-        negatives: k of a row; None is 512, or all other items of a smaller catalogue.
+        negatives: k of a row; None is 512, or all other items of a smaller catalogue. The specs recommend 20 of each
+            row as the literal reading; 512 of the batch are one product and cost less.
         shared: the whole batch has the same ones (one product for all), or every row draws its own.
         alpha: noise is uniform over the catalogue (0), or in proportion to (training clicks) ** alpha.
-        mask_hits: a negative that is the row's own target does not count; False is the literal reading.
+        mask_hits: a negative that is the row's own target does not count; False is the literal reading. The specs
+            recommend to draw another item in its place; leaving it out follows the same law without a second draw,
+            with fewer than k negatives in such a row. What it changes in the optimum is in `row_losses`.
         counts: (V,) training clicks of the items.
         seed: of the draws.
         precision: "fp32".
@@ -97,6 +100,9 @@ class Sampled:
 class NegativeSampling(Sampled):
     """`negative_sampling`.
 
+    On the unit sphere the model's scale is 16 unless it is given, one default for all losses; the specs recommend 10
+    here (``scale=10``).
+
     Args:
         reduction: "mean" (the dissertation) or "sum" (word2vec), over the negatives.
         logq: with alpha > 0, take :math:`\\ln(V P_n)` from the scores before the loss: they then rank by p(t|s), as
@@ -128,7 +134,8 @@ class Triplet(Sampled):
     FaceNet has it, each with ``normalise``. With "dot" this is the hinge loss.
 
     Args:
-        margin: m > 0; 0.5 suits the plain distance on the unit sphere, 0.2 the squared one.
+        margin: m > 0; 0.5 suits the plain distance on the unit sphere. The specs recommend 0.2 for the squared one:
+            set it, the loss does not know which similarity the model has.
         hardest: of the k negatives, only the one that violates most.
     """
 
@@ -181,7 +188,9 @@ class SampledSoftmax(Sampled):
     """`sampled_cross_entropy`.
 
     Args:
-        correction: "standard", "corrected" or "none".
+        correction: "standard", "corrected" or "none". "standard" is least at ln p(t|s) for every k with
+            ``mask_hits=False``, and with the default for k * P(y) << 1 (a large catalogue); "corrected" wants the
+            default, and many negatives.
 
     Source: Bengio and Senecal, 2008; Ma and Collins, EMNLP 2018; Khrylchenko et al., RecSys 2025 (arXiv:2507.09331).
     """

@@ -99,7 +99,9 @@ def collision_study(names: list[str]) -> dict:
     return {"schema": 1, "study": "collisions", "datasets": {name: collisions(datasets.load(name)) for name in names}}
 
 
-def softmax_study(sizes: tuple[int, ...] = (1_000, 4_000, 20_000, 43_097, 100_000, 300_000)) -> dict:
+def softmax_study(
+    sizes: tuple[int, ...] = (1_000, 4_000, 20_000, 43_097, 100_000, 300_000, 1_000_000),
+) -> dict:
     """Time of the full softmax in its forms against the size of the catalogue."""
     rows = [bench_softmax(size) for size in sizes]
     return {"softmax": rows, "device": f"CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}

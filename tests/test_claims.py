@@ -1,10 +1,9 @@
 """Claims are judged by the runs that both systems have: paired where ranks are kept, empty where a run is missing."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+import toys
 
 from sbr_core import claims, records, tables
 from sbr_core.claims import HELD, MISSING, NOT_HELD, OPEN, Claim
@@ -17,16 +16,7 @@ def put(folder, system, ranks=None, seed=0, dataset="demo", mrr=20.0, half=0.5):
     if ranks is not None:
         mrr = 100 * (1 / ranks).where(ranks <= 20, torch.tensor(0.0)).mean().item()
     name, _, variant = system.partition("--")
-    honest = {"epoch": 1} | {key: mrr for key in ("HR@20", "MRR@20")}
-    honest |= {f"{key} interval": [mrr - half, mrr + half] for key in ("HR@20", "MRR@20")}
-    found = {
-        "schema": records.SCHEMA, "system": name, "variant": variant, "dataset": dataset, "seed": seed,
-        "as_published": {"HR@20": mrr, "MRR@20": mrr}, "honest": honest, "runs": {"final": [{"seconds": 1.0}]},
-        "device": "CPU", "peak_rss_mb": 1.0,
-    }  # fmt: skip
-    path = folder / records.file_name(name, dataset, seed, variant)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found))
+    path = toys.put(folder, toys.record(name, dataset, seed, variant, mrr + 1, mrr + 1, half))
     if ranks is not None:
         records.write_ranks(records.ranks_path(path), ranks, SESSION)
 
@@ -105,3 +95,37 @@ def test_the_table_of_verdicts(folder):
     assert shown.data.loc["second"].tolist() == [MISSING, "held<br>+25.00"]
     assert shown.data.index.tolist() == ["first", "second"]
     assert claims.COLOURS[HELD] in shown.to_html()
+
+
+def run_of(folder, system, mrr, picked, **config):
+    """A record on Diginetica with these MRR@20 after each epoch; held-out sessions pick epoch `picked`, if any."""
+    found = toys.record(system, "diginetica")
+    shown = [{key: value for m in tables.METRICS for key, value in ((m, v), (f"{m} interval", [v, v]))} for v in mrr]
+    runs = {"final": [{"epoch": at, "test": test} for at, test in enumerate(shown, 1)]}
+    if picked:
+        runs["select"] = [{"epoch": at, "validation": {"MRR@20": float(at == picked)}} for at in range(1, len(mrr) + 1)]
+    found["recipe"]["config"] |= config
+    toys.put(folder, found | {"runs": runs} | records.both_columns(runs))
+
+
+def test_the_gaps_of_runs_cut_short_are_kept_apart_from_those_of_whole_recipes(tmp_path):
+    run_of(tmp_path, "stamp", [20.0, 22.5, 21.0], picked=3)
+    run_of(tmp_path, "sr-gnn", [10.0, 12.0], picked=2, epochs=2)  # ends while it rises
+    run_of(tmp_path, "narm", [10.0, 12.0, 11.75], picked=1, epochs=3)
+    run_of(tmp_path, "pop", [5.0], picked=None)
+    run_of(tmp_path, "tagnn", [10.0], picked=1, epochs=1)
+    gaps = claims.selection_gaps(tables.load(tmp_path)).set_index("system")
+    assert sorted(gaps.index) == ["narm", "sr-gnn", "stamp", "tagnn"]
+    assert gaps.epochs.to_dict() == {"narm": 3, "sr-gnn": 2, "stamp": 3, "tagnn": 1}
+    assert gaps["of recipe's"].to_dict() == {"narm": 10, "sr-gnn": 6, "stamp": 3, "tagnn": 6}
+    assert gaps["gain MRR@20"].to_dict() == {"narm": 2.0, "sr-gnn": 0.0, "stamp": 1.5, "tagnn": 0.0}
+    assert gaps.loc["stamp", ["picked", "best HR@20", "best MRR@20", "last step"]].tolist() == [3, 2, 2, -1.5]
+    assert np.isnan(gaps["last step"]["tagnn"])
+    picks = "the test would have picked another epoch for one of the metrics, for up to"
+    assert claims.gaps_told(gaps) == (
+        f"1 of 4 runs went through all epochs of their recipe; in 1 of these {picks} 1.50 HR@20 and 1.50 MRR@20. "
+        f"3 of 4 runs were stopped before their recipe's last epoch; in 1 of these {picks} 2.00 HR@20 and 2.00 MRR@20. "
+        "In 1 of those stopped the last epoch that was run is the best by every measure, and MRR@20 on the test rose "
+        "by 2.00 to 2.00 in it: the gap is 0 there because the run ended, and says nothing about the recipe."
+    )
+    assert "stopped" not in claims.gaps_told(gaps[gaps.index == "stamp"]) and claims.gaps_told(gaps[:0]) == ""

@@ -34,6 +34,19 @@ def test_the_answers_in_memory_are_those_of_a_replay(size, capacity):
         assert leaks.answers(asked, capacity, size).tolist() == expected
 
 
+def test_a_random_share_cuts_through_the_sessions_and_keeps_the_order_of_the_log():
+    windows = random_sessions(200).prefixes()
+    asked, rest = leaks.random_share(windows, 0.25, seed=3)
+    assert len(asked) == round(0.25 * len(windows)) and len(asked) + len(rest) == len(windows)
+    places = [list(zip(part.session.tolist(), part.lengths.tolist(), strict=True)) for part in (asked, rest)]
+    everything = list(zip(windows.session.tolist(), windows.lengths.tolist(), strict=True))
+    assert places == [sorted(part) for part in places] and sorted(places[0] + places[1]) == sorted(everything)
+    both = set(asked.session.tolist()) & set(rest.session.tolist())
+    assert len(both) > 0.5 * len(set(asked.session.tolist()))
+    again, other = (leaks.random_share(windows, 0.25, seed)[0].session.tolist() for seed in (3, 4))
+    assert again == asked.session.tolist() != other
+
+
 def test_every_order_asks_every_example_once():
     windows = random_sessions(30).prefixes()
     found = leaks.orders(windows)

@@ -331,6 +331,37 @@ def test_the_standard_softmax_is_least_at_the_law_for_every_number_of_negatives(
     assert (s.grad.abs().max() < 1e-12) == (correction == "standard")
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_with_hits_left_out_the_standard_softmax_is_least_at_the_law_where_no_item_comes_twice(k):
+    """All draws again: at ln p, rows of different candidates push nothing, those with hits or repeats do for k > 1."""
+    p, q = (torch.tensor(x).double() / sum(x) for x in ([8, 6, 3, 2, 1], [1, 2, 4, 5, 8]))
+    rows = torch.tensor(list(product(range(5), repeat=1 + k)))
+    target, ids = rows[:, 0], rows[:, 1:]
+    different = (rows[:, :, None] == rows[:, None]).sum((1, 2)) == 1 + k
+    weight, pushes = p[target] * q[ids].prod(1), []
+    for some in different, ~different:
+        s = p.log().requires_grad_()
+        drawn = Drawn(s[target], s[ids], ids != target[:, None], ids)
+        value = sl.sampled_cross_entropy(drawn, q.log()[ids], q.log()[target], "standard", masked=True)
+        (value * weight)[some].sum().backward()
+        pushes.append(s.grad.abs().max())
+    assert pushes[0] < 1e-12 and (pushes[1] < 1e-12 if k == 1 else pushes[1] > 1e-3)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_with_the_law_itself_for_negatives_the_corrected_softmax_is_least_at_the_law_where_hits_are_left_out(masked):
+    """Each item as often as the noise has it is the limit of many negatives; hits that stay in are the truth again."""
+    p, counts = torch.tensor([8, 6, 3, 2, 1]).double() / 20, torch.tensor([1, 2, 4, 5, 8])
+    log_q, target, ids = (counts.double() / 20).log(), torch.arange(5), torch.arange(5).repeat_interleave(counts)
+    s = p.log().requires_grad_()
+    kept = ids != target[:, None] if masked else torch.ones(5, 20, dtype=torch.bool)
+    drawn = Drawn(s[target], s[ids].expand(5, 20), kept, ids)
+    value = sl.sampled_cross_entropy(drawn, log_q[ids], log_q[target], "corrected", masked)
+    (value * p).sum().backward()
+    assert (s.grad.abs().max() < 1e-12) == masked
+    assert masked or s.grad.abs().max() > 0.01
+
+
 def test_without_hits_the_optimum_of_negative_sampling_is_the_logit():
     """Every target with each of the other items once: uniform noise that never is the truth."""
     p = torch.tensor([8, 6, 3, 2, 1]).double() / 20
