@@ -18,15 +18,21 @@ from sbr_core.cli_options import (
     Config,
     DatasetName,
     Device,
+    Epochs,
     Json,
+    LearningRate,
     Log,
     Loss,
+    MaxLen,
     ModelName,
     Optimizer,
+    Output,
     Precision,
+    Seed,
     Set,
     TableOptimizer,
     device_of,
+    fail,
     jobs_of,
     load_dataset,
     recipe_of,
@@ -54,11 +60,11 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except typer.TyperException as error:
-        code = _fail(error.format_message() or "a command is missing")
+        code = fail(error.format_message() or "a command is missing")
     except (ValueError, OSError, FloatingPointError, LookupError, RuntimeError, ImportError) as error:
-        code = _fail(str(error))
+        code = fail(str(error))
     except MemoryError as error:
-        code = _fail(f"not enough memory ({error}); take a smaller dataset, model or batch")
+        code = fail(f"not enough memory ({error}); take a smaller dataset, model or batch")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
@@ -66,22 +72,14 @@ def main() -> None:
     sys.exit(code)
 
 
-def _fail(message: str) -> int:
-    """One line on stderr, and the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
-
-
 @app.command()
 def train(
     model: ModelName,
     dataset: DatasetName = "demo",
     log: Log = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")
-    ] = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    output: Output = None,
     validate: Annotated[
         bool, typer.Option(help="Hold out the latest tenth of the sessions and pick an epoch on it.")
     ] = False,
@@ -90,9 +88,9 @@ def train(
     table_optimizer: TableOptimizer = None,
     precision: Precision = None,
     batch_size: BatchSize = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the first epochs (default: the recipe's).")] = None,
+    lr: LearningRate = None,
     l2: L2 = None,
-    max_len: Annotated[int | None, typer.Option(help="Keep the last so many clicks of an input.")] = None,
+    max_len: MaxLen = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without a better one; wants --validate.")
     ] = None,
@@ -224,7 +222,7 @@ def replicate(
     budget: Annotated[str | None, typer.Option(help="As many missing runs, in order, as fit: 20m, 2h.")] = None,
     package: Annotated[Path | None, typer.Option(help="Put new records here, not among --results.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
-    epochs: int | None = None,
+    epochs: Epochs = None,
     renew: Annotated[bool, typer.Option("--renew", help=RENEW)] = False,
     precision: Precision = None,
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,11 @@ TableOptimizer = Annotated[
     str | None,
     typer.Option(help="Of an item table that is only looked up: sparse-adam, rowwise-adam, rowwise-adagrad, adam."),
 ]
+Epochs = Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")]
+Seed = Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate of the first epochs (default: the recipe's).")]
+MaxLen = Annotated[int | None, typer.Option(help="Keep the last so many clicks of an input.")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples of a step (default: the recipe's).")]
 L2 = Annotated[
     float | None, typer.Option(help="Weight decay (default: the recipe's); 0 where a loss only looks the table up.")
@@ -45,6 +51,12 @@ Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (default: the 
 
 LOG = dict.fromkeys(("session", "item", "time", "protocol", "sep"), str) | {"session_gap": float, "test_seconds": float}
 OF_COUNTING = ("max_len", "keep")  # the fields of a configuration that a counting system heeds
+
+
+def fail(message: str) -> int:
+    """One line on stderr, and the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
 
 
 def show(result: dict, as_json: bool) -> None:

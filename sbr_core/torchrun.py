@@ -18,22 +18,8 @@ import torch
 import torch.distributed as dist
 import typer
 
+from sbr_core import cli_options as cli
 from sbr_core import workflow
-from sbr_core.cli import _fail as fail
-from sbr_core.cli_options import (
-    Config,
-    DatasetName,
-    Log,
-    Loss,
-    ModelName,
-    Optimizer,
-    Precision,
-    Set,
-    TableOptimizer,
-    load_dataset,
-    recipe_of,
-    show,
-)  # fmt: skip
 from sbr_core.datasets import Dataset
 from sbr_core.models import build
 from sbr_core.recipes import Recipe
@@ -45,28 +31,26 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(
-    model: ModelName,
-    dataset: DatasetName = "demo",
-    log: Log = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")
-    ] = None,
+    model: cli.ModelName,
+    dataset: cli.DatasetName = "demo",
+    log: cli.Log = None,
+    epochs: cli.Epochs = None,
+    seed: cli.Seed = None,
+    output: cli.Output = None,
     checkpoint_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints within an epoch.")] = 500,
-    loss: Loss = None,
+    loss: cli.Loss = None,
     negatives: Annotated[
         int | None, typer.Option(help="Items drawn in a step by a sampled loss; those of sampled-softmax on all ranks.")
     ] = None,
-    optimizer: Optimizer = None,
-    table_optimizer: TableOptimizer = None,
-    precision: Precision = None,
+    optimizer: cli.Optimizer = None,
+    table_optimizer: cli.TableOptimizer = None,
+    precision: cli.Precision = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step, of all ranks together.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    l2: Annotated[float | None, typer.Option(help="L2 on the parameters.")] = None,
-    max_len: Annotated[int | None, typer.Option(help="Keep the last so many clicks of an input.")] = None,
-    set_: Set = None,
-    config_: Config = None,
+    lr: cli.LearningRate = None,
+    l2: cli.L2 = None,
+    max_len: cli.MaxLen = None,
+    set_: cli.Set = None,
+    config_: cli.Config = None,
 ) -> None:
     """Train with the item table shared out over the processes that torchrun has started."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -75,26 +59,26 @@ def main(
     for number in STOPS:
         signal.signal(number, _told_to_stop)
     try:
-        recipe = with_negatives(recipe_of(model, dataset, set_, config_, **options), negatives)
+        recipe = with_negatives(cli.recipe_of(model, dataset, set_, config_, **options), negatives)
         if output:
             workflow.make_folder(output)
         device = join(rank, ranks)
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
-        data = load_dataset(dataset, log)
+        data = cli.load_dataset(dataset, log)
         records = train(recipe, data, output, device, checkpoint_steps)
     except InterruptedError as error:
-        sys.exit(fail(_stopped(rank, ranks, str(error), output)))
+        sys.exit(cli.fail(_stopped(rank, ranks, str(error), output)))
     except (ValueError, FloatingPointError, LookupError, OSError, ImportError) as error:
-        sys.exit(fail(str(error)))
+        sys.exit(cli.fail(str(error)))
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
         why = f"it lost the others ({str(error).splitlines()[0]})"
-        sys.exit(fail(_stopped(rank, ranks, why, output) if lost else str(error)))
+        sys.exit(cli.fail(_stopped(rank, ranks, why, output) if lost else str(error)))
     except MemoryError as error:
-        sys.exit(fail(f"not enough memory on rank {rank} ({error}); take more ranks, or a smaller batch"))
+        sys.exit(cli.fail(f"not enough memory on rank {rank} ({error}); take more ranks, or a smaller batch"))
     if rank == 0:
         named = {"model": recipe.model, "dataset": data.name, "ranks": ranks}
-        show(named | {"epochs": records, "output": output and str(output)}, as_json=True)
+        cli.show(named | {"epochs": records, "output": output and str(output)}, as_json=True)
     dist.destroy_process_group()
 
 
