@@ -21,7 +21,7 @@ PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def jobs_for(
-    names: Sequence[str],
+    names: Sequence[str] | str,
     dataset: str,
     seeds: int | str | Sequence[int] = (0,),
     epochs: int | None = None,
@@ -31,12 +31,14 @@ def jobs_for(
     """The runs of these names on a dataset, variants as published or as the plan at `path` defines them (anywhere).
 
     Args:
+        names: a list, or a text such as "tagnn,sr-gnn".
         seeds: as `seeds_of` takes them.
         epochs, precision: in place of the recipe's.
 
     Raises:
         ValueError: if neither has such a variant, there is no such system, or the seeds are not such.
     """
+    names = names.split(",") if isinstance(names, str) else names
     systems = {name.partition("--")[0] for name in names}
     published = {f"{s}--{v}": found for s in systems for v, found in variants_of(s, dataset).items()}
     wanted = path and any("--" in name and name not in published for name in names)

@@ -48,6 +48,10 @@ def test_a_variant_is_carried_to_another_dataset(path):
     assert again.recipe == recipe("stamp", "demo") and again.seed == 3
 
 
+def test_names_may_be_a_text():
+    assert rerun.jobs_for("stamp,sr-gnn", "demo") == rerun.jobs_for(["stamp", "sr-gnn"], "demo")
+
+
 def test_a_variant_that_no_plan_defines_is_refused(path):
     with pytest.raises(ValueError, match="no variant 'tagnn--sum'; it has tagnn--average"):
         rerun.jobs_for(["tagnn--sum"], "demo", path=path)
