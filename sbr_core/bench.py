@@ -5,7 +5,7 @@ Shapes: B examples, D width, V items.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -30,6 +30,11 @@ SOME_ROWS = frozenset({  # operations that are given a table and read or write r
     "aten::index_select", "aten::index_add_", "aten::index_copy_", "aten::searchsorted.Tensor",
     "aten::_sparse_coo_tensor_with_dims_and_tensors",
 })  # fmt: skip
+
+
+SOFTMAX_FORMS = (
+    ("plain", "fp32"), ("chunked", "fp32"), ("kept", "fp32"), ("kept", "bf16"), ("blocked", "fp32"), ("blocked", "bf16")
+)  # fmt: skip
 
 
 def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps: int = 50, warmup: int = 5) -> dict:
@@ -224,13 +229,15 @@ def _timed(work: Callable, device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begun)
 
 
-SOFTMAX_FORMS = (
-    ("plain", "fp32"), ("chunked", "fp32"), ("kept", "fp32"), ("kept", "bf16"), ("blocked", "fp32"), ("blocked", "bf16")
-)  # fmt: skip
-
-
-def bench_softmax(num_items: int, batch_size: int = 100, dim: int = 100, repeats: int = 7, device: str = "cpu") -> dict:
-    """Milliseconds of value and gradients of the full softmax in each of its forms, interleaved, median of `repeats`.
+def bench_softmax(
+    num_items: int,
+    batch_size: int = 100,
+    dim: int = 100,
+    repeats: int = 7,
+    device: str = "cpu",
+    forms: Iterable[tuple[str, str]] = SOFTMAX_FORMS,
+) -> dict:
+    """Milliseconds of value and gradients of the full softmax in some of its forms, interleaved, median of `repeats`.
 
     Returns:
         num_items, batch_size, dim, and one key "form precision" per form of `losses.FullSoftmax`.
@@ -238,7 +245,7 @@ def bench_softmax(num_items: int, batch_size: int = 100, dim: int = 100, repeats
     model = _Table(num_items, dim).to(device)
     query = torch.randn(batch_size, dim, device=device, requires_grad=True)
     target = torch.randint(num_items, (batch_size,), device=device)
-    losses = {f"{form} {precision}": FullSoftmax(precision, form) for form, precision in SOFTMAX_FORMS}
+    losses = {f"{form} {precision}": FullSoftmax(precision, form) for form, precision in forms}
     times: dict[str, list[float]] = {name: [] for name in losses}
 
     def work(loss: FullSoftmax) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sbr_core.similarity import inverse_length
+from sbr_core.similarity import inverse_length, tangent
 from sbr_core.table import Buffers, open_gradient
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # of the float32 scores of a block; the CPU's is a core's cache
@@ -96,19 +96,12 @@ class _Blocked(torch.autograd.Function):
                 torch.addmm(place, probs.T, weighted, beta=0 if fresh else 1, out=place)
                 continue
             block = (probs.T @ weighted).to(place.dtype)
-            block = block if inverse is None else _tangent(block, rows.to(block.dtype), inverse)
+            block = block if inverse is None else tangent(block, rows.to(block.dtype), inverse)
             place.copy_(block) if fresh else place.add_(block)
         chosen, minus = ctx.table.detach()[target], -scaled
         if ctx.unit:
             inverse = inverse_length(chosen)
             chosen = chosen * inverse[:, None]
-            minus = _tangent(minus, chosen, inverse)
+            minus = tangent(minus, chosen, inverse)
         into.index_add_(0, target, minus)
         return (grad_query - chosen) * (grad / len(target)), None, None, None, None, None
-
-
-def _tangent(grad: Tensor, direction: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient of the vectors from that of their directions; that of a vector without direction as it is."""
-    along = (grad * direction).sum(-1, keepdim=True) * direction
-    without = (inverse == 1) & (direction.square().sum(-1) < 0.5)
-    return torch.where(without[:, None], grad, (grad - along) * inverse[:, None])

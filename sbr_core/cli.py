@@ -267,6 +267,7 @@ def study(
     known = {
         "collisions": lambda: studies.collision_study(names),
         "softmax": studies.softmax_study,
+        "softmax-grid": studies.softmax_grid_study,
         "every-position": lambda: studies.every_position_study(names),
         "table-optimizers": lambda: studies.table_study(names),
         "scale": scaling.scale_study,

@@ -19,6 +19,7 @@ from sbr_core.ranking_losses import BPR, TOP1, XE, BPRMax, TOP1Max
 from sbr_core.sampled_losses import GBCE, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
 from sbr_core.samplers import click_counts, target_counts
 from sbr_core.sessions import Windows
+from sbr_core.similarity import unit
 from sbr_core.table import Buffers, LinearSoftmax
 
 KEPT_BYTES = 2**27  # size of (B, V) float32 scores up to which they are held whole: a cap on memory
@@ -66,10 +67,8 @@ class FullSoftmax:
         precision: "fp32", or "bf16": the large products in bfloat16, parameters and sums in float32.
         form: "kept" (`table.LinearSoftmax`: (B, V) probabilities once), "blocked" (`blocked_softmax`, which never holds
             (B, V) scores), "chunked" (`torch.nn.functional.linear_cross_entropy`, which does not either), "plain"
-            (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores, "blocked" beyond and
-            for rows of length 1. This bounds memory, by B and V alone; it is no measured crossover: in all sizes of
-            the record of `sbr study softmax` (up to 300,000 items, 100 rows, width 100, two cores) "kept" is the faster
-            one in float32. `sbr bench --softmax` times the forms on another machine.
+            (`torch.nn.functional.cross_entropy`), or "auto": "kept" up to `KEPT_BYTES` of scores, "blocked" beyond, see
+            `form_for`.
 
     Raises:
         ValueError: on an unknown precision or form, or bf16 in another form than "kept" and "blocked".
@@ -94,12 +93,9 @@ class FullSoftmax:
         """Mean loss of the batch."""
         if self.form == "plain":
             return F.cross_entropy(scores(), target)
-        pair = scores.linear()
-        if pair is not None:
-            return self.product(*pair, target)
-        pair = scores.directions()
-        if pair is not None:
-            return blocked_softmax(*pair, target, self.dtype, self.linear_softmax.buffers, unit=True)
+        for pair, on_sphere in (scores.linear(), False), (scores.directions(), True):
+            if pair is not None:
+                return self.product(*pair, target, on_sphere)
         own = scores.softmax_loss(target, self.dtype, self.linear_softmax.buffers)
         if own is None and self.dtype is not None:
             raise ValueError(
@@ -109,17 +105,27 @@ class FullSoftmax:
         return F.cross_entropy(scores(), target) if own is None else own
 
     def product(
-        self, query: Float[Tensor, "B D"], table: Float[Tensor, "rows D"], target: Int[Tensor, "B"]
+        self, query: Float[Tensor, "B D"], table: Float[Tensor, "rows D"], target: Int[Tensor, "B"], on_sphere: bool
     ) -> Float[Tensor, ""]:
-        """Mean loss of a plain product."""
-        form = self.form
-        if form == "auto":
-            form = "blocked" if len(query) * len(table) * 4 > KEPT_BYTES else "kept"
+        """Mean loss of a product with the rows of the table, or with these scaled to length 1."""
+        form = form_for(len(query), len(table) - 1) if self.form == "auto" else self.form
         if form == "chunked":
-            return F.linear_cross_entropy(query, table[:-1], target, options=CHUNKS)
+            items = unit(table[:-1]) if on_sphere else table[:-1]
+            return F.linear_cross_entropy(query, items, target, options=CHUNKS)
         if form == "blocked":
-            return blocked_softmax(query, table, target, self.dtype, self.linear_softmax.buffers)
-        return self.linear_softmax(query, table, target, self.dtype)
+            return blocked_softmax(query, table, target, self.dtype, self.linear_softmax.buffers, on_sphere)
+        return self.linear_softmax(query, table, target, self.dtype, on_sphere)
+
+
+def form_for(batch_size: int, num_items: int) -> str:
+    """The form that "auto" takes for a plain product: "kept" up to `KEPT_BYTES` of scores, else "blocked".
+
+    Measured by `sbr study softmax-grid` on two cores, for 32 to 512 rows, widths 64 to 256 and 10^3 to 10^6 items:
+    "kept" overtakes "plain" from some 10^4 items on, and "blocked", which computes the scores twice, overtakes neither
+    before memory ends. So width and device change nothing, and what decides is memory. On a GPU nobody has measured
+    it: `sbr bench --softmax 10000,1000000 --device cuda` does.
+    """
+    return "blocked" if 4 * batch_size * num_items > KEPT_BYTES else "kept"
 
 
 LOSSES: dict[str, type] = {

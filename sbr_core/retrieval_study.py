@@ -19,7 +19,7 @@ from sbr_core.models.base import SessionModel
 from sbr_core.similarity import unit
 
 SIZES = (10_000, 30_000, 100_000, 1_000_000)
-INDEXED = 100_000  # items up to which an index is built: the graph of a million takes minutes
+INDEXED = 1_000_000  # items up to which an index is built; the graph of so many takes minutes
 KINDS = ("hnsw", "ivf")
 EFFORTS = (16, 64, 256)
 OF_CLUSTER = 100  # items

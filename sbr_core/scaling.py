@@ -28,16 +28,19 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SAMPLES = {"negatives": 512}
 FORMS = {
     "full softmax, plain": {"loss": "full", "loss_arguments": {"form": "plain"}},
+    "full softmax, chunked": {"loss": "full", "loss_arguments": {"form": "chunked"}},
+    "full softmax, blocked": {"loss": "full", "loss_arguments": {"form": "blocked"}},
     "full softmax": {"loss": "full"},
     "full softmax, row-wise": {"loss": "full", "table_optimizer": "rowwise-adam"},
     "sampled softmax": {"loss": "sampled-softmax", "loss_arguments": SAMPLES},
+    "sampled softmax, Adam": {"loss": "sampled-softmax", "loss_arguments": SAMPLES, "table_optimizer": "adam"},
     "negative sampling": {"loss": "negative-sampling", "loss_arguments": SAMPLES},
     "triplet": {"loss": "triplet"},
     "negative sampling, row-wise": {
         "loss": "negative-sampling", "loss_arguments": SAMPLES, "table_optimizer": "rowwise-adam"
     },
 }  # fmt: skip
-DENSE = ("full softmax, plain", "full softmax", "full softmax, row-wise")
+DENSE = tuple(form for form in FORMS if form.startswith("full") or form.endswith("Adam"))  # they go over every row
 MELI = "large:1279791"  # the shape of MeLi2020, see `synthetic.large_catalogue`
 DISSERTATION = {
     "cross-entropy": {"loss": "full", "loss_arguments": {"form": "plain"}},
@@ -47,8 +50,11 @@ DISSERTATION = {
         "loss_arguments": {"negatives": 20, "shared": False},
     },
     "triplet, L2": {"arguments": {"normalise": True, "similarity": "distance"}, "loss": "triplet"},
+    "sampled softmax, L2": {"arguments": {"normalise": True}, "loss": "sampled-softmax", "loss_arguments": SAMPLES},
 }
+WHOLE = tuple(form for form in DISSERTATION if form.endswith("L2"))  # epochs that are trained to their end
 LIMIT_BYTES = 14e9  # of table, gradient, state and scores: what is larger is not tried
+LIMIT_SECONDS = 120.0  # of 1,000 examples, in proportion to the size before: what is slower is not tried
 
 
 def step_cost(
@@ -99,13 +105,20 @@ def needed_bytes(form: str, num_items: int, batch_size: int = 100, dim: int = 64
 
 
 def scale_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int, ...] = SIZES, steps: int = 60) -> dict:
-    """`step_cost` of every model, form and size that fits, each in a process of its own; slow ones with fewer steps."""
+    """`step_cost` of every model, form and size within the limits, each in a process of its own.
+
+    Slow ones take fewer steps.
+    """
     rows = []
-    for model, (form, fields), size in product(models, FORMS.items(), sizes):
-        if needed_bytes(form, size) > LIMIT_BYTES:
-            continue
-        count = max(3, steps // 12) if form in DENSE and size >= 10**6 else steps
-        rows.append({"form": form} | _apart(step_cost, model, size, fields, steps=count))
+    for model, (form, fields) in product(models, FORMS.items()):
+        row = None
+        for size in sizes:
+            slow = row is not None and row["seconds_per_1000"] * size / row["items"] > LIMIT_SECONDS
+            if slow or needed_bytes(form, size) > LIMIT_BYTES:
+                break
+            count = max(3, steps // 12) if form in DENSE and size >= 10**6 else steps
+            row = {"form": form} | _apart(step_cost, model, size, fields, steps=count)
+            rows.append(row)
     return {"scale": rows, "threads": torch.get_num_threads()}
 
 
@@ -140,20 +153,20 @@ def _dissertation(form: str, batch_size: int) -> tuple[dict, TrainConfig]:
 
 
 def epoch_study(dataset: str = MELI, batch_size: int = 128, dim: int = 100, steps: int = 300) -> dict:
-    """An epoch of the dissertation's largest log: its steps for every loss, and STAMP's with negative sampling whole.
+    """An epoch of the dissertation's largest log: its steps for every model and loss, and STAMP's on the sphere whole.
 
     A step of the full softmax is measured on a tenth of the steps.
     """
     num_items = datasets.load(dataset).num_items
     rows = []
-    for model, form in product(("stamp", "sr-gnn"), DISSERTATION):
+    for model, form in product(("stamp", "sr-gnn", "gru4rec"), DISSERTATION):
         arguments, config = _dissertation(form, batch_size)
         fields = {name: getattr(config, name) for name in ("loss", "loss_arguments", "max_len")}
         count = max(3, steps // 10) if config.loss == "full" else steps
         found = _apart(step_cost, model, num_items, fields, batch_size, dim, count, arguments=arguments)
         rows.append({"form": form} | found)
-    whole = _apart(whole_epoch, "stamp", "negative sampling, L2", dataset, batch_size, dim)
-    return {"dataset": dataset, "steps": rows, "epochs": [whole], "threads": torch.get_num_threads()}
+    whole = [_apart(whole_epoch, "stamp", form, dataset, batch_size, dim) for form in WHOLE]
+    return {"dataset": dataset, "steps": rows, "epochs": whole, "threads": torch.get_num_threads()}
 
 
 def slope(rows: list[dict], value: str = "seconds_per_1000") -> float:

@@ -26,6 +26,14 @@ def unit(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     return x * inverse_length(x)[..., None]
 
 
+def tangent(
+    grad: Float[Tensor, "*rows D"], direction: Float[Tensor, "*rows D"], inverse: Float[Tensor, "*rows"]
+) -> Float[Tensor, "*rows D"]:
+    """Gradient of the vectors from that of their directions ``x * inverse_length(x)``."""
+    along = (grad * direction).sum(-1, keepdim=True)
+    return torch.addcmul(grad, along, direction, value=-1) * inverse[..., None]
+
+
 def compare(query: Float[Tensor, "B D"], items: Tensor, kind: str = "dot") -> Float[Tensor, "B K"]:
     """The similarity of every query to K shared items (K, D), or to K items of its own (B, K, D).
 

@@ -24,8 +24,10 @@ from sbr_core.models import MODELS, SessionModel, build
 from sbr_core.run_state import Run
 from sbr_core.samplers import click_counts
 from sbr_core.sessions import Sessions, Windows
+from sbr_core.tables import compare
 from sbr_core.train import fit, make_order, train_step
 
+GRID_BYTES = 2**29  # of the scores of a batch: the plain form holds them three times
 POPULARITY = (0, 10, 30, 100, 300, 1000)  # training clicks of the target
 
 # What a model may be given of an input: the less it is told, the more inputs look alike.
@@ -103,8 +105,26 @@ def softmax_study(
     sizes: tuple[int, ...] = (1_000, 4_000, 20_000, 43_097, 100_000, 300_000, 1_000_000),
 ) -> dict:
     """Time of the full softmax in its forms against the size of the catalogue."""
-    rows = [bench_softmax(size) for size in sizes]
-    return {"softmax": rows, "device": f"CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
+    return {"softmax": [bench_softmax(size) for size in sizes]} | _machine()
+
+
+def softmax_grid_study(
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000),
+    batch_sizes: tuple[int, ...] = (32, 100, 512),
+    dims: tuple[int, ...] = (64, 128, 256),
+) -> dict:
+    """Time of the plain and of our two forms in float32, by items, batch and width: where one overtakes another.
+
+    Batches whose scores take more than `GRID_BYTES` are left out.
+    """
+    forms = [(form, "fp32") for form in ("plain", "kept", "blocked")]
+    cells = product(batch_sizes, dims, sizes)
+    rows = [bench_softmax(v, b, d, forms=forms) for b, d, v in cells if 4 * b * v <= GRID_BYTES]
+    return {"grid": rows} | _machine()
+
+
+def _machine() -> dict:
+    return {"device": f"CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
 
 
 def every_position_study(names: list[str], steps: int = 25) -> dict:
@@ -151,28 +171,61 @@ def row_movement(
     return torch.stack(moved), torch.stack(named)
 
 
-def table_study(names: list[str], epochs: int = 2, examples: int = 5_000, steps: int = 100) -> dict:
-    """STAMP on the unit sphere with sampled softmax, by the optimizer of its table: accuracy, and which rows move."""
+REFERENCE = "SparseAdam"  # of TABLE_VARIANTS, what the others are compared with
+RARE = 10  # training clicks of a target, fewer are rare
+
+
+def table_study(names: list[str], epochs: int = 2, examples: int | None = None, steps: int = 100) -> dict:
+    """STAMP on the unit sphere with sampled softmax, by the optimizer of its table: accuracy, and which rows move.
+
+    Args:
+        examples: of the test, evenly taken; None for all.
+
+    Returns:
+        "table_optimizers": a row for each dataset and variant, with its MRR@20 less that of `REFERENCE` on the same
+        examples: of all ("against") and of the rare targets ("against, rare"): difference, low, high (paired bootstrap
+        over sessions).
+    """
     rows = []
-    for name, (title, fields) in product(names, TABLE_VARIANTS.items()):
-        dataset, recipe = datasets.load(name), recipes.recipe("stamp", name)
-        arguments = recipe.arguments | {"normalise": True}
-        fields = {"loss": "sampled-softmax", "loss_arguments": {"negatives": 512}, "l2": 0.0} | fields
-        config = replace(recipe.config, epochs=epochs, **fields)
-        train, test = config.examples(dataset.train), dataset.test_windows()
-        some = torch.linspace(0, len(test) - 1, min(examples, len(test))).long()
-        counts = click_counts(train)
-        torch.manual_seed(config.seed)
-        model = build("stamp", dataset.num_items, **arguments)
-        losses = [epoch["loss"] for epoch in fit(model, train, config, progress=False)]
-        found = evaluate(model, test[some])
-        torch.manual_seed(config.seed)
-        fresh = build("stamp", dataset.num_items, **arguments)
-        row = {"dataset": name, "items": dataset.num_items, "variant": title, "batch_size": config.batch_size}
-        row |= {"lr": config.lr, "examples": len(some), "losses": losses, "metrics": found.metrics} | fields
-        row["groups"] = found.by_popularity(counts, POPULARITY)
-        rows.append(row | _movement(*row_movement(fresh, train, config, steps)))
-    return {"table_optimizers": rows}
+    for name in names:
+        dataset, found = datasets.load(name), {}
+        test = dataset.test_windows()
+        some = test[torch.linspace(0, len(test) - 1, min(examples or len(test), len(test))).long()]
+        for title, fields in TABLE_VARIANTS.items():
+            row, found[title] = _table_variant(dataset, fields, some, epochs, steps)
+            rows.append({"dataset": name, "items": dataset.num_items, "variant": title} | row)
+        counts = click_counts(recipes.recipe("stamp", name).config.examples(dataset.train))
+        rare = counts[some.labels.long()] < RARE
+        for row, ranks in zip(rows[-len(found) :], found.values(), strict=True):
+            for key, part in ("against", torch.ones_like(rare)), ("against, rare", rare):
+                row[key] = _against(ranks[part], found[REFERENCE][part], some.session[part])
+    return {"table_optimizers": rows, "rare": RARE}
+
+
+def _table_variant(dataset: Dataset, fields: dict, test: Windows, epochs: int, steps: int) -> tuple[dict, Tensor]:
+    """Train, evaluate and watch one variant: what `table_study` records of it, and its ranks (E,)."""
+    recipe = recipes.recipe("stamp", dataset.name)
+    arguments = recipe.arguments | {"normalise": True}
+    fields = {"loss": "sampled-softmax", "loss_arguments": {"negatives": 512}, "l2": 0.0} | fields
+    config = replace(recipe.config, epochs=epochs, **fields)
+    train = config.examples(dataset.train)
+    torch.manual_seed(config.seed)
+    model = build("stamp", dataset.num_items, **arguments)
+    losses = [epoch["loss"] for epoch in fit(model, train, config, progress=False)]
+    found = evaluate(model, test)
+    torch.manual_seed(config.seed)
+    fresh = build("stamp", dataset.num_items, **arguments)
+    row = {"batch_size": config.batch_size, "lr": config.lr, "examples": len(test), "losses": losses}
+    row |= {"metrics": found.metrics, "groups": found.by_popularity(click_counts(train), POPULARITY)} | fields
+    return row | _movement(*row_movement(fresh, train, config, steps)), found.ranks
+
+
+def _against(ranks: Tensor, other: Tensor, session: Tensor) -> dict | None:
+    """MRR@20 less that of the other, paired; None without examples."""
+    if not len(ranks):
+        return None
+    found = compare(ranks, other, session, resamples=500)
+    return {"examples": len(ranks), "difference": found.difference, "low": found.low, "high": found.high}
 
 
 def _movement(moved: Tensor, named: Tensor) -> dict:

@@ -55,16 +55,34 @@ def test_the_study_runs_every_form_that_fits_in_its_own_process(monkeypatch):
     assert [(row["form"], row["items"]) for row in rows] == [("full softmax", 200), ("triplet", 200), ("triplet", 400)]
 
 
-def test_the_epoch_study_measures_every_loss_and_trains_one_epoch_whole(monkeypatch):
+def test_a_size_that_would_take_too_long_is_not_tried(monkeypatch):
+    monkeypatch.setattr(scaling, "FORMS", {"triplet": scaling.FORMS["triplet"], "full softmax": {"loss": "full"}})
+    found = {("triplet", 200): 1.0, ("triplet", 400): 7.0, ("full softmax", 200): 2.0}
+    monkeypatch.setattr(
+        scaling, "_apart", lambda work, model, items, fields, steps: {"model": model, "items": items}
+        | {"seconds_per_1000": found["full softmax" if fields["loss"] == "full" else "triplet", items]})  # fmt: skip
+    monkeypatch.setattr(scaling, "LIMIT_SECONDS", 3.0)
+    rows = scaling.scale_study(("stamp",), (200, 400, 800))["scale"]
+    assert [(row["form"], row["items"]) for row in rows] == list(found)
+
+
+def test_forms_that_go_over_every_row_are_known():
+    sparse = ["sampled softmax", "negative sampling", "triplet", "negative sampling, row-wise"]
+    assert [form for form in scaling.FORMS if form not in scaling.DENSE] == sparse
+
+
+def test_the_epoch_study_measures_every_loss_and_trains_those_of_the_sphere_whole(monkeypatch):
     monkeypatch.setattr(scaling, "ProcessPoolExecutor", Here)
+    monkeypatch.setitem(scaling.SAMPLES, "negatives", 64)
     monkeypatch.setattr(scaling, "whole_epoch", lambda *arguments, sessions: {"whole": arguments})
     found = scaling.epoch_study("demo", batch_size=50, dim=8, steps=4)
     assert [(row["model"], row["form"]) for row in found["steps"]] == [
-        (model, form) for model in ("stamp", "sr-gnn") for form in scaling.DISSERTATION
+        (model, form) for model in ("stamp", "sr-gnn", "gru4rec") for form in scaling.DISSERTATION
     ]
-    assert [row["steps"] for row in found["steps"]] == [3, 4, 4] * 2
+    assert [row["steps"] for row in found["steps"]] == [3, 4, 4, 4] * 3
     assert {(row["batch_size"], row["dim"]) for row in found["steps"]} == {(50, 8)}
-    assert found["epochs"] == [{"whole": ("stamp", "negative sampling, L2", "demo", 50, 8)}]
+    sphere = ("negative sampling, L2", "triplet, L2", "sampled softmax, L2")
+    assert found["epochs"] == [{"whole": ("stamp", form, "demo", 50, 8)} for form in sphere]
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 0.5])

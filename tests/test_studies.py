@@ -64,6 +64,13 @@ def test_the_study_of_the_softmax_has_a_row_per_catalogue():
     assert [row["num_items"] for row in rows] == [50, 60]
 
 
+def test_the_grid_of_the_softmax_leaves_out_scores_that_are_too_many(monkeypatch):
+    monkeypatch.setattr(studies, "GRID_BYTES", 4 * 4 * 20)
+    rows = studies.softmax_grid_study((20, 30), (3, 4), (2,))["grid"]
+    assert [(row["batch_size"], row["dim"], row["num_items"]) for row in rows] == [(3, 2, 20), (4, 2, 20)]
+    assert {"plain fp32", "kept fp32", "blocked fp32"} == {key for key in rows[0] if " " in key}
+
+
 @pytest.mark.parametrize("table_optimizer", ["sparse-adam", "rowwise-adam", "adam"])
 def test_only_adam_moves_rows_that_a_step_does_not_name(table_optimizer):
     train = chain(60, 40).prefixes()
@@ -82,9 +89,17 @@ def test_the_study_of_table_optimizers_measures_accuracy_and_movement(monkeypatc
     demo = load("demo")
     small = replace(demo, train=demo.train.select(0, 400), test=demo.test.select(0, 60))
     monkeypatch.setattr(studies.datasets, "load", lambda name: small)
-    monkeypatch.setattr(studies, "TABLE_VARIANTS", {"SparseAdam": {"loss_arguments": {"negatives": 4}}})
-    (row,) = studies.table_study(["demo"], epochs=2, examples=50, steps=6)["table_optimizers"]
+    few = {"loss_arguments": {"negatives": 4}}
+    monkeypatch.setattr(studies, "TABLE_VARIANTS", {"SparseAdam": few, "none": few | {"lr": 1e-9}})
+    monkeypatch.setattr(studies, "RARE", 3)
+    row, still = studies.table_study(["demo"], epochs=2, examples=50, steps=6)["table_optimizers"]
     assert row["examples"] == sum(group["examples"] for group in row["groups"]) == 50 and len(row["losses"]) == 2
     assert row["rows_named"] == row["rows_moved"] > 4 and row["path_unnamed"] == 0
     weighted = sum(group["examples"] * group.get("MRR@20", 0) for group in row["groups"]) / 50
     assert row["metrics"]["MRR@20"] == pytest.approx(weighted)
+    assert row["against"] == {"examples": 50, "difference": 0, "low": 0, "high": 0}
+    gap = still["metrics"]["MRR@20"] - row["metrics"]["MRR@20"]
+    assert gap != 0 and still["against"]["difference"] == pytest.approx(gap, abs=1e-4)
+    assert still["against"]["low"] < gap < still["against"]["high"]
+    rare = sum(group["examples"] for group in row["groups"] if group["to"] is not None and group["to"] < 10)
+    assert 0 < still["against, rare"]["examples"] <= rare < 50

@@ -23,8 +23,8 @@ def problem(batch=6, dtype=torch.float64, seed=0):
     return table, weight, ids, target
 
 
-def ours(softmax, table, weight, ids, target, dtype=None):
-    return softmax(lookup(table, ids).sum(1) @ weight, table, target, dtype)
+def ours(softmax, table, weight, ids, target, dtype=None, unit=False):
+    return softmax(lookup(table, ids).sum(1) @ weight, table, target, dtype, unit)
 
 
 def textbook(table, weight, ids, target):
@@ -48,6 +48,28 @@ def test_value_and_every_gradient_equal_the_textbook(batch, block, monkeypatch):
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(t1.grad, t2.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(w1.grad, w2.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [None, 7])
+@pytest.mark.parametrize("batch", [1, 6, 40])
+def test_on_the_unit_sphere_as_well_also_twice_over_and_for_a_row_without_length(batch, block, monkeypatch):
+    monkeypatch.setattr(table_module, "NARROW_VECTORS", block is not None)
+    monkeypatch.setattr(table_module, "BLOCK_ITEMS", block)
+    table, weight, ids, target = problem(batch)
+    table[(target[0] + 1) % V] = 0
+    (t1, w1), (t2, w2) = leaves(table, weight), leaves(table, weight)
+    softmax = LinearSoftmax()
+    for factor in (1.0, -2.5):  # the second adds to the first
+        loss = ours(softmax, t1, w1, ids, target, unit=True) * factor
+        rows = t2[:-1] / t2[:-1].norm(dim=1, keepdim=True).where(t2[:-1].detach().any(1, keepdim=True), 1)
+        expected = softmax_loop(F.embedding(ids, t2).sum(1) @ w2, torch.cat([rows, rows[:1]]), target) * factor
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(w1.grad, w2.grad, rtol=0, atol=1e-12)
+        known = t2[:-1].detach().any(1)
+        torch.testing.assert_close(t1.grad[:-1][known], t2.grad[:-1][known], rtol=0, atol=1e-12)
+        assert t1.grad.isfinite().all()
 
 
 def test_the_gradient_of_the_query_alone_equals_the_textbook():
