@@ -190,9 +190,13 @@ def jobs_of(
 
 
 def write(text: str, output: Path | None) -> None:
-    """Write a text to a file, whose folder is made, or print it."""
+    """Write a text to a file, whose folder is made, or print it: also if it cannot be written, before the error."""
     if output is None:
         print(text)
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n", encoding="utf-8")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError:
+        print(text)  # what may have taken an hour is not lost
+        raise

@@ -13,6 +13,7 @@ from itertools import product
 from types import MappingProxyType
 
 import torch
+from tqdm.auto import tqdm
 
 from sbr_core import datasets, synthetic
 from sbr_core.bench import endless
@@ -53,6 +54,7 @@ DISSERTATION = {
     "sampled softmax, L2": {"arguments": {"normalise": True}, "loss": "sampled-softmax", "loss_arguments": SAMPLES},
 }
 WHOLE = tuple(form for form in DISSERTATION if form.endswith("L2"))  # epochs that are trained to their end
+LEVEL = 10_000  # items from which a cost is said to be level
 LIMIT_BYTES = 14e9  # of table, gradient, state and scores: what is larger is not tried
 LIMIT_SECONDS = 120.0  # of 1,000 examples, in proportion to the size before: what is slower is not tried
 
@@ -77,22 +79,49 @@ def step_cost(
     Returns:
         seconds per 1,000 examples (median step), peak memory in MB: of the whole process, and less what the log took.
     """
+    step, before = _stepper(model, num_items, fields, batch_size, dim, sessions, arguments)
+    times = [step() for _ in range(steps + 2)][2:]
+    peak = peak_rss_mb()
+    row = {"model": model, "items": num_items, "batch_size": batch_size, "dim": dim, "steps": steps}
+    row["seconds_per_1000"] = 1000 / batch_size * statistics.median(times)
+    return row | {"peak_rss_mb": peak, "peak_model_mb": peak - before}
+
+
+def _stepper(
+    model: str, num_items: int, fields: dict, batch_size: int, dim: int, sessions: int, arguments: Mapping
+) -> tuple[Callable[[], float], float]:
+    """A function that trains one step and returns its seconds, and the process's peak memory (MB) before the model."""
     train = synthetic.large_catalogue(num_items, sessions)
     config = TrainConfig(**{"batch_size": batch_size, "max_len": 20, "lr": 1e-3, "l2": 0.0} | fields)
     examples, before = config.examples(train), peak_rss_mb()
     torch.manual_seed(0)
     network = build(model, num_items, dim=dim, **arguments)
     run = Run(network, examples, config, None, {}, 0.0)
-    batches, times = endless(make_order(examples, config, 0, least_rows(run.loss)), examples), []
+    batches = endless(make_order(examples, config, 0, least_rows(run.loss)), examples)
     network.train()
-    for _ in range(steps + 2):
+
+    def step() -> float:
         batch, begun = next(batches), time.perf_counter()
         train_step(network, run.loss, run.optimizers, batch, run.encode, run.clip)
-        times.append(time.perf_counter() - begun)
-    peak = peak_rss_mb()
-    row = {"model": model, "items": num_items, "batch_size": batch_size, "dim": dim, "steps": steps}
-    row["seconds_per_1000"] = 1000 / batch_size * statistics.median(times[2:])
-    return row | {"peak_rss_mb": peak, "peak_model_mb": peak - before}
+        return time.perf_counter() - begun
+
+    return step, before
+
+
+def flatness(
+    model: str, form: str, sizes: tuple[int, ...], steps: int = 100, batch_size: int = 100, dim: int = 64,
+    sessions: int = 50_000,
+) -> list[dict]:  # fmt: skip
+    """Seconds per 1,000 examples for several catalogues in one process, a step of each in turn.
+
+    Slower and faster moments of the machine meet all of them alike, so their ratios are those of the catalogues.
+    """
+    stepper = [_stepper(model, size, FORMS[form], batch_size, dim, sessions, {})[0] for size in sizes]
+    times = [[step() for step in stepper] for _ in range(steps + 2)][2:]
+    return [
+        {"form": form, "model": model, "items": size, "seconds_per_1000": 1000 / batch_size * statistics.median(column)}
+        for size, column in zip(sizes, zip(*times, strict=True), strict=True)
+    ]
 
 
 def needed_bytes(form: str, num_items: int, batch_size: int = 100, dim: int = 64) -> float:
@@ -108,9 +137,12 @@ def scale_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int,
     """`step_cost` of every model, form and size within the limits, each in a process of its own.
 
     Slow ones take fewer steps.
+
+    Returns:
+        "scale": these; "flat": `flatness` of the forms that do not go over every row, from `LEVEL` items on; threads.
     """
     rows = []
-    for model, (form, fields) in product(models, FORMS.items()):
+    for model, (form, fields) in tqdm([*product(models, FORMS.items())], "scale"):
         row = None
         for size in sizes:
             slow = row is not None and row["seconds_per_1000"] * size / row["items"] > LIMIT_SECONDS
@@ -119,10 +151,17 @@ def scale_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int,
             count = max(3, steps // 12) if form in DENSE and size >= 10**6 else steps
             row = {"form": form} | _apart(step_cost, model, size, fields, steps=count)
             rows.append(row)
-    return {"scale": rows, "threads": torch.get_num_threads()}
+    return {"scale": rows, "flat": flat_study(models, sizes), "threads": torch.get_num_threads()}
 
 
-def _apart(work: Callable[..., dict], *arguments, **more) -> dict:
+def flat_study(models: tuple[str, ...] = ("stamp", "sr-gnn"), sizes: tuple[int, ...] = SIZES) -> list[dict]:
+    """`flatness` of each model and form that looks at some rows only, each in a process of its own."""
+    level = tuple(size for size in sizes if size >= LEVEL)
+    pairs = [pair for pair in product(models, FORMS) if pair[1] not in DENSE]
+    return [row for model, form in tqdm(pairs, "flat") for row in _apart(flatness, model, form, level)]
+
+
+def _apart(work: Callable, *arguments, **more):
     """Do it in a process of its own, for its peak memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(work, *arguments, **more).result()
@@ -159,13 +198,13 @@ def epoch_study(dataset: str = MELI, batch_size: int = 128, dim: int = 100, step
     """
     num_items = datasets.load(dataset).num_items
     rows = []
-    for model, form in product(("stamp", "sr-gnn", "gru4rec"), DISSERTATION):
+    for model, form in tqdm([*product(("stamp", "sr-gnn", "gru4rec"), DISSERTATION)], "steps"):
         arguments, config = _dissertation(form, batch_size)
         fields = {name: getattr(config, name) for name in ("loss", "loss_arguments", "max_len")}
         count = max(3, steps // 10) if config.loss == "full" else steps
         found = _apart(step_cost, model, num_items, fields, batch_size, dim, count, arguments=arguments)
         rows.append({"form": form} | found)
-    whole = [_apart(whole_epoch, "stamp", form, dataset, batch_size, dim) for form in WHOLE]
+    whole = [_apart(whole_epoch, "stamp", form, dataset, batch_size, dim) for form in tqdm(WHOLE, "epochs")]
     return {"dataset": dataset, "steps": rows, "epochs": whole, "threads": torch.get_num_threads()}
 
 

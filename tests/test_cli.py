@@ -545,5 +545,7 @@ def test_a_study_is_written_where_it_is_wanted(sbr, tmp_path, monkeypatch):
     monkeypatch.setattr("sbr_core.scaling.scale_study", lambda: {"scale": [1, 2]})
     path = tmp_path / "new" / "scale.json"
     assert sbr("study", "scale", "--output", path)[0] == 0 and json.loads(path.read_text()) == {"scale": [1, 2]}
+    code, out, err = sbr("study", "scale", "--output", tmp_path)
+    assert code == 1 and json.loads(out) == {"scale": [1, 2]} and str(tmp_path) in err  # not lost
     code, _, err = sbr("study", "scales")
     assert code == 1 and "there is no study 'scales'; the studies are collisions" in err

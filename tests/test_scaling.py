@@ -51,8 +51,24 @@ def test_the_study_runs_every_form_that_fits_in_its_own_process(monkeypatch):
     monkeypatch.setattr(scaling, "FORMS", forms)
     monkeypatch.setattr(scaling, "LIMIT_BYTES", 4 * 4 * 64 * 300.0)
     monkeypatch.setattr(scaling, "ProcessPoolExecutor", Here)
-    rows = scaling.scale_study(("stamp",), (200, 400), steps=2)["scale"]
-    assert [(row["form"], row["items"]) for row in rows] == [("full softmax", 200), ("triplet", 200), ("triplet", 400)]
+    monkeypatch.setattr(scaling, "LEVEL", 300)
+    found = scaling.scale_study(("stamp",), (200, 400), steps=2)
+    rows = [(row["form"], row["items"]) for row in found["scale"]]
+    assert rows == [("full softmax", 200), ("triplet", 200), ("triplet", 400)]
+    (level,) = found["flat"]
+    assert (level["form"], level["model"], level["items"]) == ("triplet", "stamp", 400)
+
+
+def test_flatness_takes_a_step_of_each_catalogue_in_turn(monkeypatch):
+    taken = []
+
+    def stepper(model, size, *rest):
+        return lambda: taken.append(size) or size * (1.0 + len(taken)), 0.0
+
+    monkeypatch.setattr(scaling, "_stepper", stepper)
+    rows = scaling.flatness("stamp", "triplet", (2, 3), steps=3)
+    assert taken == [2, 3] * 5
+    assert [row["seconds_per_1000"] for row in rows] == [10 * 2 * 8.0, 10 * 3 * 9.0]  # the median step: the fourth
 
 
 def test_a_size_that_would_take_too_long_is_not_tried(monkeypatch):
@@ -62,6 +78,7 @@ def test_a_size_that_would_take_too_long_is_not_tried(monkeypatch):
         scaling, "_apart", lambda work, model, items, fields, steps: {"model": model, "items": items}
         | {"seconds_per_1000": found["full softmax" if fields["loss"] == "full" else "triplet", items]})  # fmt: skip
     monkeypatch.setattr(scaling, "LIMIT_SECONDS", 3.0)
+    monkeypatch.setattr(scaling, "flat_study", lambda models, sizes: [])
     rows = scaling.scale_study(("stamp",), (200, 400, 800))["scale"]
     assert [(row["form"], row["items"]) for row in rows] == list(found)
 
