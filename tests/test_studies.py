@@ -92,11 +92,12 @@ def test_the_study_of_table_optimizers_measures_accuracy_and_movement(monkeypatc
     few = {"loss_arguments": {"negatives": 4}}
     monkeypatch.setattr(studies, "TABLE_VARIANTS", {"SparseAdam": few, "none": few | {"lr": 1e-9}})
     monkeypatch.setattr(studies, "RARE", 3)
-    row, still = studies.table_study(["demo"], epochs=2, examples=50, steps=6)["table_optimizers"]
+    row, still = studies.table_study(["demo"], [5], epochs=2, examples=50, steps=6)["table_optimizers"]
     assert row["examples"] == sum(group["examples"] for group in row["groups"]) == 50 and len(row["losses"]) == 2
     assert row["rows_named"] == row["rows_moved"] > 4 and row["path_unnamed"] == 0
     weighted = sum(group["examples"] * group.get("MRR@20", 0) for group in row["groups"]) / 50
     assert row["metrics"]["MRR@20"] == pytest.approx(weighted)
+    assert row["seed"] == still["seed"] == 5
     assert row["against"] == {"examples": 50, "difference": 0, "low": 0, "high": 0}
     gap = still["metrics"]["MRR@20"] - row["metrics"]["MRR@20"]
     assert gap != 0 and still["against"]["difference"] == pytest.approx(gap, abs=1e-4)
