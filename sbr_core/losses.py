@@ -121,9 +121,9 @@ def form_for(batch_size: int, num_items: int) -> str:
     """The form that "auto" takes for a plain product: "kept" up to `KEPT_BYTES` of scores, else "blocked".
 
     Measured by `sbr study softmax-grid` on two cores, for 32 to 512 rows, widths 64 to 256 and 10^3 to 10^6 items:
-    "kept" overtakes "plain" from some 10^4 items on, and "blocked", which computes the scores twice, overtakes neither
-    before memory ends. So width and device change nothing, and what decides is memory. On a GPU nobody has measured
-    it: `sbr bench --softmax 10000,1000000 --device cuda` does.
+    "kept" overtakes "plain" between 10^3 and 10^4 items, and "blocked", which computes the scores twice, overtakes it
+    nowhere. So neither batch nor width moves a crossover, and memory decides. On a GPU nobody has measured it:
+    `sbr bench --softmax 10000,1000000 --device cuda` does.
     """
     return "blocked" if 4 * batch_size * num_items > KEPT_BYTES else "kept"
 

@@ -92,10 +92,11 @@ def test_every_form_accumulates_and_trains_alike(form, kind):
     torch.testing.assert_close(models[0].table, models[1].table, rtol=1e-4, atol=1e-5)
 
 
-def test_auto_holds_the_scores_whole_up_to_a_size_and_then_no_longer(monkeypatch):
+@pytest.mark.parametrize("kind", [Given, Sphere])
+def test_auto_holds_the_scores_whole_up_to_a_size_and_then_no_longer(monkeypatch, kind):
     calls, blocked = [], losses.blocked_softmax
     monkeypatch.setattr(losses, "blocked_softmax", lambda *a, **k: calls.append(1) or blocked(*a, **k))
-    scores = Scores(Given(torch.randn(12, 4)), torch.randn(5, 4))
+    scores = Scores(kind(torch.randn(12, 4)), torch.randn(5, 4))
     for limit, used in ((5 * 11 * 4, 0), (5 * 11 * 4 - 1, 2)):
         monkeypatch.setattr(losses, "KEPT_BYTES", limit)
         FullSoftmax()(scores, torch.arange(5))
@@ -109,10 +110,20 @@ def test_equal_scores_lose_ln_v():
         assert loss.item() == pytest.approx(math.log(1024), rel=1e-6)  # 1/1024 is exact in bfloat16
 
 
-def test_bf16_is_close_to_fp32():
-    model, query, target = Given(torch.randn(200, 16)), torch.randn(64, 16), torch.randint(199, (64,))
-    exact, rough = (FullSoftmax(p)(Scores(model, query), target).item() for p in ("fp32", "bf16"))
+@pytest.mark.parametrize("kind", [Given, Sphere])
+@pytest.mark.parametrize("form", ["kept", "blocked"])
+def test_bf16_is_close_to_fp32(form, kind):
+    torch.manual_seed(2)
+    table, query, target = torch.randn(200, 16), torch.randn(64, 16), torch.randint(199, (64,))
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model = kind(table)
+        loss = FullSoftmax(precision, form)(Scores(model, query), target)
+        loss.backward()
+        found[precision] = loss.item(), model.table.grad
+    (exact, grad), (rough, rough_grad) = found["fp32"], found["bf16"]
     assert rough != exact and rough == pytest.approx(exact, rel=0.01)
+    assert (rough_grad - grad).norm() < 0.02 * grad.norm()
 
 
 def test_a_precision_that_does_not_exist_is_refused():
