@@ -9,7 +9,7 @@ it has been measured on a card: such a time is called "estimated".
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import median
 
 import pandas as pd
 
@@ -72,12 +72,12 @@ class Costs:
         """A record's seconds times what the run has more of: epochs, passes, examples, items, width, walks."""
         if _counts(job.recipe):
             return record["seconds"] * _ratio(job, record["dataset"], full=True)
-        final, select = (
-            sum(epoch.get("seconds", 0.0) for epoch in record["runs"].get(part, [])) for part in ("final", "select")
-        )
+        parts = [record["runs"].get(part, []) for part in ("final", "select")]
+        final, select = map(_typical, parts)
+        trained = sum(epoch.get("seconds", 0.0) for part in parts for epoch in part)
         held, rankings = len(record["runs"]["final"]), sum(map(len, record["runs"].values()))
         training = final + (select or (PASSES - 1) * final) * job.recipe.select
-        beside = max(record["seconds"] - final - select, 0.0) / rankings  # unknown of a run that was continued
+        beside = max(record["seconds"] - trained, 0.0) / rankings  # unknown of a run that was continued
         work = self._work(job.recipe.model, job.recipe.arguments)
         work /= self._work(job.recipe.model, record["recipe"]["arguments"])
         epoch = training / held * work + max(beside * (1 + job.recipe.select), self._evaluation(job))
@@ -122,7 +122,7 @@ class Costs:
         for record in self.on_cpu:
             volume = _walked(model, record["recipe"]["arguments"])
             if (record["system"], record["dataset"]) == (model, BENCHED) and volume in (0, usual):
-                paces[volume > 0] = mean(epoch["seconds"] for epoch in record["runs"]["final"])
+                paces[volume > 0] = median(epoch["seconds"] for epoch in record["runs"]["final"])
         if len(paces) == 2 and paces[True] > paces[False]:
             return paces[True] / paces[False] - 1
         row = self.bench.get((model, BENCHED), {})
@@ -168,6 +168,11 @@ def _readable(folder: Path) -> Iterator[dict]:
             yield records.read(path)
         except ValueError:  # `plan.state` says so
             continue
+
+
+def _typical(epochs: list[dict]) -> float:
+    """Seconds of training if every epoch had taken the median: one during which the machine slept does not count."""
+    return len(epochs) * median(epoch.get("seconds", 0.0) for epoch in epochs) if epochs else 0.0
 
 
 def _counts(recipe: Recipe) -> bool:

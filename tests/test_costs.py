@@ -68,6 +68,14 @@ def test_a_run_without_a_select_run_costs_its_final_run_alone(tmp_path):
     assert costs.Costs(tmp_path).seconds(once) == (pytest.approx(6 * (100 + 8)), "estimated")
 
 
+def test_an_epoch_during_which_the_machine_slept_does_not_count(tmp_path):
+    slept = held("sr-gnn", epochs=6, seconds=100.0, select=90.0, beside=8.0)
+    slept["runs"]["final"][3]["seconds"] += 5_000
+    slept["seconds"] += 5_000
+    put(tmp_path, slept)
+    assert costs.Costs(tmp_path).seconds(job("sr-gnn")) == (pytest.approx(6 * (100 + 90 + 2 * 8)), "measured")
+
+
 def test_of_a_continued_run_the_benchmark_says_how_long_the_ranking_takes(tmp_path):
     ranking = {"examples_per_second": 4000.0, "evaluation_ms_per_example": 0.5}
     bench(tmp_path, **{"sr-gnn__yoochoose1_64": ranking})
