@@ -31,8 +31,6 @@ def dots(
         if label in published:
             ax.plot(published[label], row, "D", markersize=8, color="white", markeredgecolor=INK, zorder=2)
         if found is None:
-            place = ax.get_yaxis_transform()
-            ax.text(0.98, row, "no run", transform=place, ha="right", va="center", color="#777777", fontsize=9)
             continue
         value, low, high = found
         colour = COLOURS["graph"] if label in highlight else COLOURS["counting"]
@@ -41,11 +39,21 @@ def dots(
     ax.set_yticks(range(len(values)), list(values))
     ax.set(ylim=(len(values) - 0.5, -0.5), xlabel=f"{metric} (%)")
     ax.margins(x=0.12)
+    middle = sum(ax.get_xlim()) / 2
+    for row, (label, found) in enumerate(values.items()):
+        if found is None:
+            _say_no_run(ax, row, left=bool(published.get(label, middle) > middle))
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
     if not published and not any(values.values()):
         ax.set_xticks([])
     return ax
+
+
+def _say_no_run(ax: Axes, row: int, left: bool) -> None:
+    """At the right end of a row, or at its left end where a diamond may stand on the right."""
+    at, side = (0.02, "left") if left else (0.98, "right")
+    ax.text(at, row, "no run", transform=ax.get_yaxis_transform(), ha=side, va="center", color="#777777", fontsize=9)
 
 
 @mpl.rc_context(STYLE)

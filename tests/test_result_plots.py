@@ -19,6 +19,8 @@ def test_dots_with_intervals_and_an_empty_row():
     assert [line.get_xdata().tolist() for line in lines(ax, "|")] == [[30.5, 31.4], [19.0, 21.0]]
     assert [line.get_xydata().tolist() for line in lines(ax, "D")] == [[[30.0, 1.0]]]
     assert texts(ax) == ["no run"] and [t.get_text() for t in ax.get_yticklabels()] == list(values)
+    assert ax.texts[0].get_position() == (0.02, 1)  # the diamond of this row stands on the right
+    assert result_plots.dots(values, published={"L": 21.0}).texts[0].get_position() == (0.98, 1)
     assert to_hex(lines(ax, "o")[0].get_color()) == plots.COLOURS["graph"]
     assert result_plots.dots({"a": None}).get_xticks().tolist() == []
 
