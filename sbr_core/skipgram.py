@@ -36,7 +36,8 @@ class Pairs:
     """
 
     def __init__(self, walks: Int[Tensor, "W L"], num_items: int, left: int, right: int, size: int, seed: int):
-        self.walks, self.size, self.seed = walks, size, seed
+        self.walks, self.left, self.right, self.size, self.seed = walks, left, right, size, seed
+        self.num_items = num_items
         place = torch.arange(walks.shape[1], device=walks.device)
         ahead = place - place[:, None]  # (L, L): row = centre
         centre, near = ((ahead >= -left) & (ahead <= right) & (ahead != 0)).nonzero(as_tuple=True)
@@ -50,6 +51,15 @@ class Pairs:
     def __len__(self) -> int:
         """Pairs of a full pass."""
         return self.total
+
+    def label_counts(self) -> Int[Tensor, "V"]:
+        """Of how many pairs of a full pass every item is the label."""
+        place = torch.arange(self.walks.shape[1], device=self.walks.device)
+        real = self.walks != self.num_items
+        after = real.sum(1, keepdim=True) - 1 - place
+        near = (place.clamp(max=self.left) + after.clamp(max=self.right)) * real  # (W, L): inputs around each place
+        counts = torch.zeros(self.num_items + 1, dtype=torch.int64, device=self.walks.device)
+        return counts.index_add_(0, self.walks.flatten(), near.flatten())[:-1]
 
     def batch(self, number: int, step: int) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
         """Inputs and labels of step `step` of pass `number`; the same at every call."""
@@ -117,6 +127,11 @@ class SkipGram(nn.Module):
         negatives: K, distinct labels shared by a step; at most half of the items of the graph.
         size: P, pairs of a step.
         seed: of the walks, of their order in each pass, and of the negatives.
+        label_bias: the bias of a label starts at the logarithm of its share of the pairs instead of 0, so that the
+            vectors have what remains to learn: how much likelier than usual it is near an input.
+
+    Raises:
+        ValueError: if a number is below 1, or for `label_bias` without `nce`, which has the biases.
 
     Source: paper equations 1 to 5; chenjh1988/LGSR (read, not copied).
     """
@@ -133,8 +148,11 @@ class SkipGram(nn.Module):
         negatives: int = 512,
         size: int = 8192,
         seed: int = 0,
+        label_bias: bool = False,
     ):
         super().__init__()
+        if label_bias and not nce:
+            raise ValueError("label_bias=True starts the biases of nce=True, and with nce=False there are none")
         settings = {"rounds": rounds, "length": length, "window": window, "negatives": negatives, "pairs": size}
         if min(settings.values()) < 1:
             raise ValueError("all of these must be at least 1: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
@@ -143,6 +161,7 @@ class SkipGram(nn.Module):
         self.theta = nn.Parameter(torch.empty(num_items, dim))
         self.bias = nn.Parameter(torch.empty(num_items, 1)) if nce else None
         self.pairs: Pairs | None = None
+        self.label_bias = label_bias
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -158,6 +177,9 @@ class SkipGram(nn.Module):
         walks = random_walks(graph, self.rounds, self.length, self.seed).to(device)
         self.pairs = Pairs(walks, self.num_items, self.left, self.right, self.size, self.seed)
         self.noise = LogUniform(by_degree(graph).to(device), self.num_items, self.negatives)
+        if self.label_bias:
+            counts = self.pairs.label_counts().clamp(min=1).to(self.bias.dtype)
+            self.bias.data.copy_((counts / counts.sum()).log()[:, None])
 
     def loss(self, embed: Callable[[Tensor], Tensor], number: int, step: int) -> Float[Tensor, ""]:
         """Mean loss of the pairs of step `step` of pass `number`; `embed` gives the input vectors."""

@@ -75,6 +75,34 @@ def test_the_pairs_of_a_walk_come_together_and_the_walks_in_another_order_every_
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
+@pytest.mark.parametrize("left, right", [(8, 8), (3, 2), (1, 0)])
+def test_labels_are_counted_as_in_a_loop_over_all_windows(left, right):
+    walks, tensor = random_walks_of_any_length()
+    labels = Counter(label for walk in walks for _, label in pairs_loop(walk, left, right))
+    assert Pairs(tensor, V, left, right, 50, seed=1).label_counts().tolist() == [labels[item] for item in range(V)]
+
+
+def mean_slope_of_the_biases(label_bias, passes=20):
+    """Length of the mean gradient of the biases over whole passes, while all vectors are zero."""
+    skipgram = SkipGram(V, D, nce=True, **SMALL, label_bias=label_bias)
+    skipgram.prepare(TRAIN)
+    skipgram.theta.data.zero_()
+    steps = range(-(-len(skipgram.pairs) // skipgram.size))
+    losses = [skipgram.loss(lambda ids: torch.zeros(*ids.shape, D), n, step) for n in range(passes) for step in steps]
+    (slope,) = torch.autograd.grad(sum(losses) / len(losses), skipgram.bias)
+    return slope.to_dense().norm().item()
+
+
+def test_biases_can_start_at_the_shares_of_the_labels_and_have_no_way_to_go_then():
+    skipgram = SkipGram(V, D, nce=True, **SMALL, label_bias=True)
+    assert not skipgram.bias.any()  # nothing is known before the walks
+    skipgram.prepare(TRAIN)
+    counts = skipgram.pairs.label_counts()
+    assert counts.min() > 0
+    torch.testing.assert_close(skipgram.bias.exp().flatten(), counts / counts.sum())
+    assert mean_slope_of_the_biases(True) < 0.1 * mean_slope_of_the_biases(False)
+
+
 def test_a_step_depends_on_its_number_alone():
     _, tensor = random_walks_of_any_length()
     one, two = Pairs(tensor, V, 3, 3, 20, seed=1), Pairs(tensor, V, 3, 3, 20, seed=1)
@@ -356,6 +384,11 @@ def test_sizes_below_one_are_refused_by_name(name):
     shown = "pairs" if name == "size" else name
     with pytest.raises(ValueError, match=f"at least 1: .*{shown}=0"):
         SkipGram(V, D, **SMALL | {name: 0})
+
+
+def test_label_bias_without_biases_is_refused():
+    with pytest.raises(ValueError, match="label_bias=True .* nce=True"):
+        build("lgsr", V, dim=D, label_bias=True)
 
 
 def test_neighbours_on_walks_become_neighbours_in_the_table():

@@ -121,6 +121,7 @@ class LGSR(SessionModel):
         pairs: of a step of skip-gram (public code: 8,192).
         pairs_per_pass: share of the walks' pairs that a pass goes through, 0 < share <= 1.
         skipgram_lr: rate of skip-gram, constant.
+        label_bias: the biases of nce start at the logarithms of the labels' shares instead of 0 (ours).
         seed: of the walks, their order and the negatives.
 
     Shapes:
@@ -154,6 +155,7 @@ class LGSR(SessionModel):
         pairs_per_pass: float = 1.0,
         skipgram_lr: float = 1e-3,
         seed: int = 0,
+        label_bias: bool = False,
     ):
         if g < 0 or not 0 <= dropout < 1 or not 0 < pairs_per_pass <= 1 or skipgram_lr <= 0:
             raise ValueError(
@@ -178,7 +180,7 @@ class LGSR(SessionModel):
         else:
             nn.init.uniform_(self.table, -(dim**-0.5), dim**-0.5)
             self.recommender = Aggregation(dim, pooling, residual, hard_sigmoid, dropout, max_positions)
-        walking = (rounds, length, window, off_by_one, negatives, pairs, seed)
+        walking = (rounds, length, window, off_by_one, negatives, pairs, seed, label_bias)
         self.skipgram = SkipGram(num_items, dim, nce, *walking) if g else None
 
     def prepare(self, train: Sessions) -> None:
