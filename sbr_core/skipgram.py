@@ -226,16 +226,17 @@ class SkipGramTask:
         g: passes an epoch.
         pairs_per_pass: share of all pairs that a pass goes through, 0 < share <= 1: those of the first walks of its
             own order, so that all are met in the end. `size` is the number of pairs of a step.
-        lr: of SparseAdam, which moves the rows that a step has looked up and no others; constant.
+        lr: of SparseAdam, which moves the rows that a step has looked up and no others.
+        decays: the rate falls with the recommender's (public code) instead of staying as it is.
 
     Differs: the public code compares the losses of any two passes; records hold one loss an epoch, so this compares
-        two epochs and divides by `g`. It also decays the rate with the recommender's.
+        two epochs and divides by `g`.
     """
 
     name = "skip-gram"
 
-    def __init__(self, model: nn.Module, g: int, pairs_per_pass: float, lr: float):
-        self.model, self.skipgram, self.g, self.lr = model, model.skipgram, g, lr
+    def __init__(self, model: nn.Module, g: int, pairs_per_pass: float, lr: float, decays: bool = False):
+        self.model, self.skipgram, self.g, self.lr, self.decays = model, model.skipgram, g, lr, decays
         if self.skipgram.pairs is None:
             raise ValueError("the walks go through the training sessions: call prepare(train) first, or set g=0")
         self.size = self.skipgram.size

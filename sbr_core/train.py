@@ -127,6 +127,9 @@ def _train_epoch(state: Run, progress: bool, interrupted: threading.Event) -> di
     config, number = state.config, len(state.epochs)
     lr = learning_rate(number, config.lr, config.lr_decay, config.lr_every, config.schedule_offset)
     set_learning_rate(state.optimizers, lr)
+    for name, task in state.tasks.items():
+        if getattr(task, "decays", False):
+            set_learning_rate(state.task_optimizers[name], task.lr * lr / config.lr)
     order = make_order(state.train, config, number, least_rows(state.loss))
     seek(state.loss, number, state.step)
     state.model.train()

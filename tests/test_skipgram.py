@@ -273,8 +273,10 @@ def stop_after(monkeypatch):
     return set_up
 
 
-def test_training_is_g_passes_of_pairs_and_then_the_examples(monkeypatch):
-    model, plain = model_of(), model_of()
+@pytest.mark.parametrize("decays", [False, True])
+def test_training_is_g_passes_of_pairs_and_then_the_examples(decays):
+    """The rate of skip-gram stays as it is while the recommender's falls, or falls with it."""
+    model, plain = (model_of(skipgram_decays=decays) for _ in range(2))
     torch.manual_seed(5)
     epochs = quietly(model)
     torch.manual_seed(5)
@@ -284,6 +286,7 @@ def test_training_is_g_passes_of_pairs_and_then_the_examples(monkeypatch):
     steps = 2 * math.ceil(0.1 * len(plain.skipgram.pairs) / 16)
     for epoch, lr in enumerate((0.02, 0.002)):
         total = 0.0
+        sparse[0].param_groups[0]["lr"] = 1e-3 * (lr / 0.02 if decays else 1)
         for number in range(steps):
             value = plain.skipgram.loss(plain.embed, 2 * epoch + number // (steps // 2), number % (steps // 2))
             sparse[0].zero_grad()
@@ -291,7 +294,6 @@ def test_training_is_g_passes_of_pairs_and_then_the_examples(monkeypatch):
             sparse[0].step()
             total += value.item()
         assert epochs[epoch]["auxiliary"] == {"skip-gram": pytest.approx(total / steps, rel=1e-6)}
-        assert sparse[0].param_groups[0]["lr"] == 1e-3  # constant, while the recommender's falls
         state.optimizers[0].param_groups[0]["lr"] = lr
         for batch in train.make_order(WINDOWS, CONFIG, epoch).batches(WINDOWS):
             train_step(plain, state.loss, state.optimizers, batch)

@@ -80,6 +80,7 @@ class SessionModel(nn.Module):
 
         A task has a ``name``, ``make_optimizers() -> list``, ``steps(epochs) -> int`` (of the coming epoch, given the
         records of those before) and ``loss(epoch, step) -> scalar``, which depends on nothing else but the parameters.
+        One with ``decays`` true has its rate ``lr`` fall as that of the loss on the examples does.
         """
         return []
 

@@ -120,7 +120,8 @@ class LGSR(SessionModel):
         negatives: of a step, shared by its pairs (paper: 512); at most half of the items of the graph.
         pairs: of a step of skip-gram (public code: 8,192).
         pairs_per_pass: share of the walks' pairs that a pass goes through, 0 < share <= 1.
-        skipgram_lr: rate of skip-gram, constant.
+        skipgram_lr: rate of skip-gram.
+        skipgram_decays: that rate falls as the recommender's does (public code) instead of staying as it is.
         label_bias: the biases of nce start at the logarithms of the labels' shares instead of 0 (ours).
         seed: of the walks, their order and the negatives.
 
@@ -128,10 +129,11 @@ class LGSR(SessionModel):
         batch.items (B, L) -> query s (B, D)
 
     Source: paper section 2; chenjh1988/LGSR (read, not copied).
-    Differs: skip-gram's rate is constant; the public code lets both rates fall tenfold ten times an epoch, to 1e-13
-        after the first. Its Adam moves every row of the item table by its momentum at each step of skip-gram, this one
-        moves the rows looked up. A full pass has more than 1e8 pairs on Yoochoose 1/64: minutes on two cores, and
-        `pairs_per_pass` is for those who have less time. No row of P or E is kept at zero: padding is masked.
+    Differs: skip-gram's rate is constant unless told otherwise; the public code lets both rates fall tenfold ten times
+        an epoch, to 1e-13 after the first. Its Adam moves every row of the item table by its momentum at each step of
+        skip-gram, this one moves the rows looked up. A full pass has more than 1e8 pairs on Yoochoose 1/64: minutes on
+        two cores, and `pairs_per_pass` is for those who have less time. No row of P or E is kept at zero: padding is
+        masked.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class LGSR(SessionModel):
         skipgram_lr: float = 1e-3,
         seed: int = 0,
         label_bias: bool = False,
+        skipgram_decays: bool = False,
     ):
         if g < 0 or not 0 <= dropout < 1 or not 0 < pairs_per_pass <= 1 or skipgram_lr <= 0:
             raise ValueError(
@@ -171,7 +174,7 @@ class LGSR(SessionModel):
                 f"pooling={pooling}, residual={residual} and hard_sigmoid={hard_sigmoid}: leave them out"
             )
         self.g, self.max_positions = g, max_positions
-        self.pairs_per_pass, self.skipgram_lr = pairs_per_pass, skipgram_lr
+        self.skipgram_settings = pairs_per_pass, skipgram_lr, skipgram_decays
         if recommender == "sr-gnn":
             self.recommender = SRGNN(num_items, dim)
             self.table = self.recommender.table  # one table: that of this model
@@ -190,7 +193,7 @@ class LGSR(SessionModel):
 
     def auxiliary_tasks(self) -> list:
         """Skip-gram, `g` passes of it an epoch."""
-        return [SkipGramTask(self, self.g, self.pairs_per_pass, self.skipgram_lr)] if self.g else []
+        return [SkipGramTask(self, self.g, *self.skipgram_settings)] if self.g else []
 
     def encode(self, batch: Batch) -> Float[Tensor, "B D"]:
         if isinstance(self.recommender, SRGNN):
