@@ -45,7 +45,11 @@ INK, PALE = "#222222", "#e4e4e4"
 
 
 def style() -> None:
-    """Use the book's style for every figure that follows (the functions here use it anyway)."""
+    """Use the book's style for every figure that follows (the functions here use it anyway).
+
+    The first figure of a notebook turns its display on. Made here, that is not undone by the end of an `rc_context`.
+    """
+    plt.close(plt.figure())
     mpl.rcParams.update(STYLE)
 
 

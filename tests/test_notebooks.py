@@ -93,6 +93,12 @@ def test_every_figure_has_a_name_a_caption_and_a_text(path):
         assert len(metadata["image"]["alt"]) > 10, cell.source
 
 
+@chapters
+def test_every_figure_that_is_announced_is_shown(path):
+    announced = [cell for cell in code_cells(path) if "figure" in cell.metadata.get("mystnb", {})]
+    assert all(map(draws, announced)), [cell.source for cell in announced if not draws(cell)]
+
+
 def test_figure_names_are_used_once():
     names = [cell.metadata["mystnb"]["figure"]["name"] for path in PATHS for cell in filter(draws, code_cells(path))]
     assert len(names) == len(set(names))
