@@ -42,7 +42,11 @@ from sbr_core.cli_options import (
 )  # fmt: skip
 
 PLAN = Path("book/plan.toml")
-RENEW = "Run again what is recorded with fewer epochs, in bf16 or without its ranks; that record is kept in earlier/."
+RENEW = (
+    "Run again what is recorded with fewer epochs, without a select run, in bf16 or without its ranks; that record is "
+    "kept in earlier/."
+)
+FINAL_ONLY = "No select run, half of the time: the last epoch counts. A later --renew adds the select run."
 CONTINUES = {  # what follows after Ctrl-C
     "train": ": with --output, the same command continues",
     "replicate": ": the same command continues",
@@ -223,6 +227,7 @@ def replicate(
     package: Annotated[Path | None, typer.Option(help="Put new records here, not among --results.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     epochs: Epochs = None,
+    final_only: Annotated[bool, typer.Option("--final-only", help=FINAL_ONLY)] = False,
     renew: Annotated[bool, typer.Option("--renew", help=RENEW)] = False,
     precision: Precision = None,
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("runs"),
@@ -236,7 +241,7 @@ def replicate(
 
     if models is None and plan_ is None and not list_:
         raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
-    jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision)
+    jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision, final_only)
     seconds, of_plan = plan.parse_budget(budget) if budget else None, models is None
     if list_:
         rows = plan.listing(jobs, results, device if device != "auto" else device_of(device))

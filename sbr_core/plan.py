@@ -167,17 +167,19 @@ def only(jobs: Sequence[Job], datasets: Sequence[str] = (), seeds: Sequence[int]
 
 
 def state(job: Job, folder: Path) -> tuple[str, str]:
-    """How far a run is recorded: "missing", "recorded", "unreadable" or, say, "4 of 6 epochs"; and what is wrong with
-    an unreadable record, "" with any other."""
+    """How far a run is recorded: "missing", "recorded", "unreadable", "4 of 6 epochs" or, without the select run that
+    is to choose one of them, "final run only"; and what is wrong with an unreadable record, "" with any other."""
     path = folder / job.file
     if not path.exists():
         return "missing", ""
     try:
-        held = records.read(path)["recipe"]["config"]["epochs"]
+        record = records.read(path)
     except ValueError as error:
         return "unreadable", str(error)
-    planned = job.recipe.config.epochs
-    return f"{held} of {planned} epochs" if held < planned else "recorded", ""
+    held, planned = record["recipe"]["config"]["epochs"], job.recipe.config.epochs
+    if held < planned:
+        return f"{held} of {planned} epochs", ""
+    return "final run only" if records.unpicked(record, job.recipe) else "recorded", ""
 
 
 def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]:
@@ -193,7 +195,7 @@ def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]
     short = {
         job.file
         for job, found, _ in states
-        if renew and found != "missing" and records.falls_short(folder / job.file, job.recipe.config)
+        if renew and found != "missing" and records.falls_short(folder / job.file, job.recipe)
     }
     return [job for job, found, _ in states if found == "missing" or job.file in short]
 

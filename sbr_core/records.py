@@ -98,16 +98,24 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
     return path
 
 
-def falls_short(path: Path, config: TrainConfig) -> bool:
-    """Whether a record has fewer epochs than asked, is of bf16 where fp32 is asked, or has no ranks beside it.
+def unpicked(record: dict, recipe: Recipe) -> bool:
+    """Whether nothing chose the honest one of a record's epochs, where the recipe lets a select run choose it."""
+    runs = record["runs"]
+    return recipe.select and "select" not in runs and len(runs["final"]) > 1
+
+
+def falls_short(path: Path, recipe: Recipe) -> bool:
+    """Whether a record has fewer epochs than asked, no select run where one is asked, is of bf16 where fp32 is asked,
+    or has no ranks beside it.
 
     One with more epochs than asked does not fall short.
     """
-    held = read(path)["recipe"]["config"]
+    record, config = read(path), recipe.config
+    held = record["recipe"]["config"]
     if held["epochs"] > config.epochs:
         return False
     rough = held.get("precision", "fp32") != config.precision == "fp32"
-    return held["epochs"] < config.epochs or rough or not ranks_path(path).exists()
+    return held["epochs"] < config.epochs or unpicked(record, recipe) or rough or not ranks_path(path).exists()
 
 
 def set_aside(path: Path) -> Path:

@@ -125,7 +125,7 @@ def _stands(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, r
     if not path.exists():
         return False
     departs = records.check_same(path, recipe, config, dataset.fingerprint)
-    short = records.falls_short(path, config)
+    short = records.falls_short(path, recipe)
     if renew and short:
         return False
     held = ", with " + ", ".join(f"{key} {value}" for key, value in departs.items()) if departs else ""

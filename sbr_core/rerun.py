@@ -27,6 +27,7 @@ def jobs_for(
     epochs: int | None = None,
     path: Path | str = "",
     precision: str | None = None,
+    final_only: bool = False,
 ) -> list[Job]:
     """The runs of these names on a dataset, variants as published or as the plan at `path` defines them (anywhere).
 
@@ -34,6 +35,7 @@ def jobs_for(
         names: a list, or a text such as "tagnn,sr-gnn".
         seeds: as `seeds_of` takes them.
         epochs, precision: in place of the recipe's.
+        final_only: without a select run.
 
     Raises:
         ValueError: if neither has such a variant, there is no such system, or the seeds are not such.
@@ -55,7 +57,8 @@ def jobs_for(
             raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}{more}")
         changes = {"variant": variant} | _changed(defined[name]) if name in defined else {}
         found = published.get(name) or plan.varied(system, dataset, **changes)
-        found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
+        select, config = found.select and not final_only, dataclasses.replace(found.config, **given)
+        found = dataclasses.replace(found, config=config, select=select)
         jobs += [Job(found, dataset, seed) for seed in seeds_of(seeds)]
     return jobs
 
@@ -91,12 +94,12 @@ def _changed(job: Job) -> dict:
 
 def command(system: str, dataset: str, seed: int, variant: str = "", **given) -> str:
     """What a reader types to make a record; a variant is one that the plan defines, `given` replaces the recipe's."""
-    options = "".join(f" --{key} {value}" for key, value in given.items())
+    options = "".join(f" --{key}" if value is True else f" --{key} {value}" for key, value in given.items())
     return f"sbr replicate --models {_name(system, variant)} --datasets {dataset} --seeds {seed}{options}"
 
 
 def repeat(record: dict, path: Path | str = "") -> str:
-    """What a reader types to make a record again, with the epochs and the precision that it has.
+    """What a reader types to make a record again, with the runs, the epochs and the precision that it has.
 
     Args:
         path: of the plan that defines its variant.
@@ -108,6 +111,8 @@ def repeat(record: dict, path: Path | str = "") -> str:
 def departures(record: dict, path: Path | str = "") -> dict[str, tuple]:
     """In which of `records.EXTENT` a record is not what its recipe says: name -> (the record's, the recipe's).
 
+    One more, "final-only", is (True, False) if it has no select run where the recipe has.
+
     Args:
         path: of the plan that defines its variant.
 
@@ -115,35 +120,43 @@ def departures(record: dict, path: Path | str = "") -> dict[str, tuple]:
         ValueError: if the plan has no such variant.
     """
     name = _name(record["system"], record["variant"])
-    planned = jobs_for([name], record["dataset"], path=path)[0].recipe.config
+    planned = jobs_for([name], record["dataset"], path=path)[0].recipe
     held = dataclasses.asdict(TrainConfig()) | record["recipe"]["config"]
-    both = {key: (held[key], getattr(planned, key)) for key in records.EXTENT}
+    both = {key: (held[key], getattr(planned.config, key)) for key in records.EXTENT}
+    both["final-only"] = (records.unpicked(record, planned), False)
     return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
 
 
 def shortened(folder: Path | str, system: str, dataset: str, seed: int = 0) -> str:
-    """A sentence on how a record departs from its recipe in epochs and precision; "" if it does not, or is missing."""
+    """A sentence on how a record departs from its recipe in `departures`; "" if it does not, or is missing."""
     file = Path(folder, records.file_name(system, dataset, seed))
     departs = departures(record := records.read(file)) if file.exists() else {}
     if not departs:
         return ""
     curve = [epoch["test"]["HR@20"] for epoch in record["runs"]["final"]]
-    there = f"The run of {system} on {dataset} here"
-    if "epochs" not in departs:
-        return f"{there} was made in {PRECISIONS[departs['precision'][0]]}."
-    form = f", in {PRECISIONS[departs['precision'][0]]}" if "precision" in departs else ""
-    text = f"{there} stopped after {len(curve)} of its recipe's {departs['epochs'][1]} epochs{form}"
-    return text + (f"; the last one moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if len(curve) > 1 else ".")
+    said = []
+    if "epochs" in departs:
+        said.append(f"stopped after {len(curve)} of its recipe's {departs['epochs'][1]} epochs")
+    if "precision" in departs:
+        said.append(f"was made in {PRECISIONS[departs['precision'][0]]}")
+    if "final-only" in departs:
+        said.append("had no select run, so that its last epoch is the honest one")
+    text = f"The run of {system} on {dataset} here {' and '.join(said)}"
+    moved = "epochs" in departs and len(curve) > 1
+    return text + (f"; the last epoch moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if moved else ".")
 
 
 def extents(folder: Path | str, dataset: str, seed: int = 0) -> str:
-    """A sentence on all published recipes recorded on a dataset: which stopped early, and which ran in bfloat16."""
+    """A sentence on all published recipes recorded on a dataset: which stopped early, ran in bfloat16, or without a
+    select run."""
     runs = [r for r in records.load(folder) if (r["dataset"], r["seed"], r["variant"]) == (dataset, seed, "")]
     departs = {record["system"]: departures(record) for record in runs}
     early = [f"{name} {d['epochs'][0]} of {d['epochs'][1]}" for name, d in departs.items() if "epochs" in d]
     rough = [name for name, d in departs.items() if d.get("precision", ("",))[0] == "bf16"]
     parts = [f"stopped before their recipes' last epoch: {', '.join(early)}"] if early else []
     parts += [f"trained in bfloat16: {', '.join(rough)}"] if rough else []
+    fixed = [name for name, d in departs.items() if "final-only" in d]
+    parts += [f"without a select run, so that the last epoch is the honest one: {', '.join(fixed)}"] if fixed else []
     return f"Of the {len(runs)} systems recorded on {dataset}, {'; '.join(parts)}." if parts else ""
 
 

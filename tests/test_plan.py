@@ -184,6 +184,17 @@ def test_a_record_of_fewer_epochs_is_listed_as_such_and_missing_only_to_those_wh
     assert names(plan.affordable(jobs, folder, 100.0, renew=True)) == [("pop", 0)]
 
 
+def test_a_record_without_its_select_run_is_listed_as_such_and_missing_only_to_those_who_renew(folder):
+    found = of(record("sr-gnn", "yoochoose1_64"), 600.0)
+    del found["runs"]["select"]
+    put(folder, found | records.both_columns(found["runs"]))
+    rows = plan.listing([job("sr-gnn")], folder)
+    assert rows[0]["state"] == "final run only"
+    assert plan.render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 0 missing")
+    assert plan.missing([job("sr-gnn")], folder) == []
+    assert names(plan.missing([job("sr-gnn")], folder, renew=True)) == [("sr-gnn", 0)]
+
+
 def test_a_record_that_cannot_be_read_is_neither_recorded_nor_missing_and_stops_the_plan(folder):
     path = put(folder, of(record("sr-gnn", "yoochoose1_64"), 600.0))
     path.write_text(path.read_text().replace("600.0", "601.0"))

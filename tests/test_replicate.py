@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def run(tmp_path):
     def go(recipe=RECIPE, results="results", dataset=DATASET, seed=1, **more):
         return replicate.replicate(recipe, dataset, seed, tmp_path / "work", tmp_path / results, progress=False, **more)
 
+    go.work = tmp_path / "work"
     return go
 
 
@@ -108,6 +110,20 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_sets_its_record_aside(kep
     whole = records.read(run(with_epochs(3), results="straight"))
     assert records.load(path.parent) == [records.read(path)]
     assert without_time(records.read(path)) == without_time(whole)
+
+
+def test_a_select_run_is_added_to_a_final_run_that_is_not_done_again(run, monkeypatch):
+    whole = records.read(run(results="straight"))
+    shutil.rmtree(run.work)
+    path = run(dataclasses.replace(RECIPE, select=False))
+    only, given = records.read(path), []
+    assert only["honest"]["epoch"] == 2 and only["runs"].keys() == {"final"}
+    assert run() == path and records.read(path) == only  # not unless asked
+    step = train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *arguments: given.append(1) or step(*arguments))
+    assert run(renew=True) == path and len(given) == 2 * 15  # the select run's steps alone
+    assert without_time(records.read(path)) == without_time(whole)
+    assert len(list((path.parent / "earlier").glob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("fault", ["no ranks", "bf16"])

@@ -97,8 +97,8 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
     assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --epochs 2 --precision bf16")
     put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
-        f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs, in bfloat16; "
-        "the last one moved HR@20 by +1.50."
+        f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs and was made "
+        "in bfloat16; the last epoch moved HR@20 by +1.50."
     )
     assert rerun.extents(tmp_path, "diginetica") == (
         "Of the 1 systems recorded on diginetica, stopped before their recipes' last epoch: stamp 2 of 8; "
@@ -113,6 +113,23 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
     assert rerun.extents(tmp_path, "diginetica") == ""
 
 
+def test_a_record_without_the_select_run_of_its_recipe_says_so(tmp_path):
+    held = record("stamp", "diginetica")
+    del held["runs"]["select"]
+    held |= records.both_columns(held["runs"])
+    assert rerun.departures(held) == {"final-only": (True, False)}
+    assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --final-only")
+    put(tmp_path, held)
+    assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
+        "The run of stamp on diginetica here had no select run, so that its last epoch is the honest one."
+    )
+    assert rerun.extents(tmp_path, "diginetica").endswith("so that the last epoch is the honest one: stamp.")
+    assert not rerun.jobs_for("stamp", "diginetica", final_only=True)[0].recipe.select
+    counted = record("pop", "diginetica")
+    counted["runs"] = {"final": counted["runs"]["final"][:1]}
+    assert rerun.departures(counted) == {}  # it has no epochs to choose from
+
+
 def test_the_committed_records_are_of_what_the_book_would_run_today():
     plan_file, folder = ROOT / "book/plan.toml", ROOT / "book/results"
     paths = [*folder.glob("*.json"), *folder.glob("variants/*.json")]
@@ -121,7 +138,8 @@ def test_the_committed_records_are_of_what_the_book_would_run_today():
         (job,) = rerun.jobs_for([name], held["dataset"], [held["seed"]], path=plan_file)
         config = dataclasses.replace(job.recipe.config, seed=job.seed)
         departs = records.check_same(path, job.recipe, config, FINGERPRINTS[held["dataset"]])
-        assert departs == {key: mine for key, (mine, _) in rerun.departures(held, plan_file).items()}
+        said = {key: mine for key, (mine, _) in rerun.departures(held, plan_file).items() if key != "final-only"}
+        assert departs == said
     assert len(paths) > 80
 
 
