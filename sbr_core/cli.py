@@ -241,7 +241,8 @@ def replicate(
 
     if models is None and plan_ is None and not list_:
         raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
-    jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision, final_only)
+    jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision)
+    jobs = plan.without_select(jobs) if final_only else jobs
     seconds, of_plan = plan.parse_budget(budget) if budget else None, models is None
     if list_:
         rows = plan.listing(jobs, results, device if device != "auto" else device_of(device))

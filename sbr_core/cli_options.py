@@ -169,18 +169,12 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
 
 
 def jobs_of(
-    models: str | None,
-    datasets: str | None,
-    seeds: str | None,
-    path: Path,
-    epochs: int | None,
-    precision: str | None,
-    final_only: bool,
+    models: str | None, datasets: str | None, seeds: str | None, path: Path, epochs: int | None, precision: str | None
 ) -> list:
     """The runs that the options of `sbr replicate` name: those of --models, or the plan's on --datasets with --seeds.
 
     Raises:
-        ValueError: if the plan has none such, or --epochs, --precision or --final-only are to change its recipes.
+        ValueError: if the plan has none such, or --epochs or --precision are to change its recipes.
     """
     from sbr_core import plan
     from sbr_core.rerun import jobs_for
@@ -188,10 +182,10 @@ def jobs_of(
     each = whole_numbers(seeds, "--seeds") if seeds else []
     if models is not None:
         names = (datasets or "demo").split(",")
-        parts = (jobs_for(models.split(","), name, each or [0], epochs, path, precision, final_only) for name in names)
+        parts = (jobs_for(models.split(","), name, each or [0], epochs, path, precision) for name in names)
         return [job for part in parts for job in part]
-    if epochs is not None or precision is not None or final_only:
-        raise ValueError(f"--epochs, --precision and --final-only go with --models: {path} keeps to its recipes")
+    if epochs is not None or precision is not None:
+        raise ValueError(f"--epochs and --precision go with --models: the runs of {path} keep to their recipes")
     return plan.only(plan.read(path), datasets.split(",") if datasets else [], each)
 
 

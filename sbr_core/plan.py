@@ -166,6 +166,11 @@ def only(jobs: Sequence[Job], datasets: Sequence[str] = (), seeds: Sequence[int]
     return [job for job in jobs if job.dataset in (datasets or [job.dataset]) and job.seed in (seeds or [job.seed])]
 
 
+def without_select(jobs: Sequence[Job]) -> list[Job]:
+    """The same runs, of each the final run alone: half of the time, and its last epoch is the honest one."""
+    return [dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, select=False)) for job in jobs]
+
+
 def state(job: Job, folder: Path) -> tuple[str, str]:
     """How far a run is recorded: "missing", "recorded", "unreadable", "4 of 6 epochs" or, without the select run that
     is to choose one of them, "final run only"; and what is wrong with an unreadable record, "" with any other."""

@@ -27,7 +27,6 @@ def jobs_for(
     epochs: int | None = None,
     path: Path | str = "",
     precision: str | None = None,
-    final_only: bool = False,
 ) -> list[Job]:
     """The runs of these names on a dataset, variants as published or as the plan at `path` defines them (anywhere).
 
@@ -35,7 +34,6 @@ def jobs_for(
         names: a list, or a text such as "tagnn,sr-gnn".
         seeds: as `seeds_of` takes them.
         epochs, precision: in place of the recipe's.
-        final_only: without a select run.
 
     Raises:
         ValueError: if neither has such a variant, there is no such system, or the seeds are not such.
@@ -57,8 +55,7 @@ def jobs_for(
             raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}{more}")
         changes = {"variant": variant} | _changed(defined[name]) if name in defined else {}
         found = published.get(name) or plan.varied(system, dataset, **changes)
-        select, config = found.select and not final_only, dataclasses.replace(found.config, **given)
-        found = dataclasses.replace(found, config=config, select=select)
+        found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
         jobs += [Job(found, dataset, seed) for seed in seeds_of(seeds)]
     return jobs
 
@@ -133,17 +130,21 @@ def shortened(folder: Path | str, system: str, dataset: str, seed: int = 0) -> s
     departs = departures(record := records.read(file)) if file.exists() else {}
     if not departs:
         return ""
-    curve = [epoch["test"]["HR@20"] for epoch in record["runs"]["final"]]
-    said = []
-    if "epochs" in departs:
-        said.append(f"stopped after {len(curve)} of its recipe's {departs['epochs'][1]} epochs")
-    if "precision" in departs:
-        said.append(f"was made in {PRECISIONS[departs['precision'][0]]}")
-    if "final-only" in departs:
-        said.append("had no select run, so that its last epoch is the honest one")
-    text = f"The run of {system} on {dataset} here {' and '.join(said)}"
-    moved = "epochs" in departs and len(curve) > 1
-    return text + (f"; the last epoch moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if moved else ".")
+    there, fixed = f"The run of {system} on {dataset} here", "had no select run: its last epoch is the honest one."
+    if departs.keys() == {"final-only"}:
+        return f"{there} {fixed}"
+    text = _cut(there, departs, [epoch["test"]["HR@20"] for epoch in record["runs"]["final"]])
+    return f"{text} It {fixed}" if "final-only" in departs else text
+
+
+def _cut(there: str, departs: dict[str, tuple], curve: list[float]) -> str:
+    """What `shortened` says of epochs and precision."""
+    form = PRECISIONS[departs["precision"][0]] if "precision" in departs else ""
+    if "epochs" not in departs:
+        return f"{there} was made in {form}."
+    text = f"{there} stopped after {len(curve)} of its recipe's {departs['epochs'][1]} epochs"
+    text += f", in {form}" if form else ""
+    return text + (f"; the last one moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if len(curve) > 1 else ".")
 
 
 def extents(folder: Path | str, dataset: str, seed: int = 0) -> str:

@@ -191,7 +191,10 @@ def test_a_record_without_its_select_run_is_listed_as_such_and_missing_only_to_t
     rows = plan.listing([job("sr-gnn")], folder)
     assert rows[0]["state"] == "final run only"
     assert plan.render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 0 missing")
-    assert plan.missing([job("sr-gnn")], folder) == []
+    assert plan.missing([job("sr-gnn")], folder) == plan.without_select([]) == []
+    (only,) = plan.without_select([job("sr-gnn")])
+    assert plan.listing([only], folder)[0]["state"] == "recorded"
+    assert plan.listing([only], folder)[0]["seconds"] == 600.0 < 0.6 * rows[0]["seconds"]
     assert names(plan.missing([job("sr-gnn")], folder, renew=True)) == [("sr-gnn", 0)]
 
 

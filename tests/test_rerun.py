@@ -97,8 +97,8 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
     assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --epochs 2 --precision bf16")
     put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
-        f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs and was made "
-        "in bfloat16; the last epoch moved HR@20 by +1.50."
+        f"The run of stamp on diginetica here stopped after 2 of its recipe's {planned} epochs, in bfloat16; "
+        "the last one moved HR@20 by +1.50."
     )
     assert rerun.extents(tmp_path, "diginetica") == (
         "Of the 1 systems recorded on diginetica, stopped before their recipes' last epoch: stamp 2 of 8; "
@@ -121,10 +121,15 @@ def test_a_record_without_the_select_run_of_its_recipe_says_so(tmp_path):
     assert rerun.repeat(held).endswith("--models stamp --datasets diginetica --seeds 0 --final-only")
     put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
-        "The run of stamp on diginetica here had no select run, so that its last epoch is the honest one."
+        "The run of stamp on diginetica here had no select run: its last epoch is the honest one."
     )
     assert rerun.extents(tmp_path, "diginetica").endswith("so that the last epoch is the honest one: stamp.")
-    assert not rerun.jobs_for("stamp", "diginetica", final_only=True)[0].recipe.select
+    held["recipe"]["config"] |= {"epochs": 2}
+    put(tmp_path, held)
+    assert rerun.shortened(tmp_path, "stamp", "diginetica").endswith(
+        "epochs; the last one moved HR@20 by +1.00. It had no select run: its last epoch is the honest one."
+    )
+    assert rerun.repeat(held).endswith("--seeds 0 --epochs 2 --final-only")
     counted = record("pop", "diginetica")
     counted["runs"] = {"final": counted["runs"]["final"][:1]}
     assert rerun.departures(counted) == {}  # it has no epochs to choose from

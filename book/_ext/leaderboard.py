@@ -167,11 +167,13 @@ class GpuHours(Records):
         logs = ("yoochoose1_64", "diginetica")
         plain = [job for job in jobs if job.dataset in logs and not (job.seed or job.recipe.variant)]
         todo = [job for job in jobs if plan.state(job, self.folder)[0] == "missing"]
-        hours = [sum(costs.seconds(job)[0] or 0 for job in part) / 3600 for part in (plain, todo)]
+        parts = (plain, plan.without_select(plain), todo)
+        hours = [sum(costs.seconds(job)[0] or 0 for job in part) / 3600 for part in parts]
         return (
             f"<p>Estimated, not measured: the {len(plain)} published recipes on {' and '.join(logs)} with one seed "
             f"take {hours[0]:.1f} hours of one card, {hours[0] / workers:.1f} with {workers} workers that share it; "
-            f"the {len(todo)} runs that are missing take {hours[1]:.1f} and {hours[1] / workers:.1f}.</p>"
+            f"their final runs alone (<code>--final-only</code>) {hours[1]:.1f} and {hours[1] / workers:.1f}; "
+            f"the {len(todo)} runs that are missing take {hours[2]:.1f} and {hours[2] / workers:.1f}.</p>"
         )
 
 
