@@ -30,6 +30,11 @@ from sbr_core.sharded_training import fit_sharded
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Told(BaseException):
+    """A signal to stop. No OSError as InterruptedError is: a checkpoint that is being written takes one of these for
+    a full disk, and goes on."""
+
+
 def main(
     model: cli.ModelName,
     dataset: cli.DatasetName = "demo",
@@ -66,7 +71,7 @@ def main(
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
         data = cli.load_dataset(dataset, log)
         records = train(recipe, data, output, device, checkpoint_steps)
-    except InterruptedError as error:
+    except Told as error:
         sys.exit(cli.fail(_stopped(rank, ranks, str(error), output)))
     except (ValueError, FloatingPointError, LookupError, OSError, ImportError) as error:
         sys.exit(cli.fail(str(error)))
@@ -118,7 +123,7 @@ def _told_to_stop(number: int, frame: object) -> None:
     """Once; torchrun sends such signals to all ranks that are left when one has ended, or on Ctrl-C."""
     for each in STOPS:
         signal.signal(each, signal.SIG_IGN)
-    raise InterruptedError(f"it was told to ({signal.Signals(number).name}), as all are when one has ended")
+    raise Told(f"it was told to ({signal.Signals(number).name}), as all are when one has ended")
 
 
 def _stopped(rank: int, ranks: int, why: str, output: Path | None) -> str:

@@ -275,6 +275,18 @@ def test_a_rank_that_is_lost_or_stopped_is_told_of_and_leaves_a_whole_checkpoint
     assert tensors["model.table"].isfinite().all() and info["step"] + len(info["epochs"]) > 0
 
 
+def test_a_signal_amid_a_checkpoint_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    before = {number: signal.getsignal(number) for number in torchrun.STOPS}
+    monkeypatch.setattr(checkpoints, "save_file", lambda *_: torchrun._told_to_stop(signal.SIGTERM, None))
+    try:
+        with pytest.raises(torchrun.Told, match="SIGTERM"):
+            checkpoints.write(tmp_path / "state.safetensors", {}, {})
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not list(tmp_path.iterdir())
+
+
 def free_port() -> int:
     with socket.socket() as some:
         some.bind(("localhost", 0))
