@@ -108,11 +108,11 @@ def falls_short(path: Path, recipe: Recipe) -> bool:
     """Whether a record has fewer epochs than asked, no select run where one is asked, is of bf16 where fp32 is asked,
     or has no ranks beside it.
 
-    One with more epochs than asked does not fall short.
+    One with more epochs than asked does not fall short, nor one with a select run of what is asked without.
     """
     record, config = read(path), recipe.config
     held = record["recipe"]["config"]
-    if held["epochs"] > config.epochs:
+    if held["epochs"] > config.epochs or ("select" in record["runs"] and not recipe.select):
         return False
     rough = held.get("precision", "fp32") != config.precision == "fp32"
     return held["epochs"] < config.epochs or unpicked(record, recipe) or rough or not ranks_path(path).exists()

@@ -128,6 +128,7 @@ def _stands(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, r
     short = records.falls_short(path, recipe)
     if renew and short:
         return False
+    departs |= {"no": "select run"} if records.unpicked(records.read(path), recipe) else {}
     held = ", with " + ", ".join(f"{key} {value}" for key, value in departs.items()) if departs else ""
     hint = ", or --renew, which keeps this one in earlier/" if short else ""
     print(f"recorded already: {path}{held}; a new one needs another --results{hint}", file=sys.stderr)

@@ -112,17 +112,20 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_sets_its_record_aside(kep
     assert without_time(records.read(path)) == without_time(whole)
 
 
-def test_a_select_run_is_added_to_a_final_run_that_is_not_done_again(run, monkeypatch):
+def test_a_select_run_is_added_to_a_final_run_that_is_not_done_again(run, monkeypatch, capsys):
     whole = records.read(run(results="straight"))
     shutil.rmtree(run.work)
     path = run(dataclasses.replace(RECIPE, select=False))
     only, given = records.read(path), []
+    assert run() == path and "with no select run" in capsys.readouterr().err
     assert only["honest"]["epoch"] == 2 and only["runs"].keys() == {"final"}
     assert run() == path and records.read(path) == only  # not unless asked
     step = train.train_step
     monkeypatch.setattr(train, "train_step", lambda *arguments: given.append(1) or step(*arguments))
     assert run(renew=True) == path and len(given) == 2 * 15  # the select run's steps alone
     assert without_time(records.read(path)) == without_time(whole)
+    longer = dataclasses.replace(with_epochs(3), select=False)
+    assert run(longer, renew=True) == path and len(given) == 2 * 15  # what was picked is not lost to what was not
     assert len(list((path.parent / "earlier").glob("*.json"))) == 1
 
 
