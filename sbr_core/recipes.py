@@ -226,40 +226,21 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("lgsr", "demo"): _demo(
         "lgsr", 3, 5e-3, 2, **_LGSR.arguments | {"dim": 64, "dropout": 0.1, "negatives": 64, "pairs_per_pass": 0.1}
     ),
-    ("lgsr", "yoochoose1_64"): _LGSR,
-    ("lgsr", "diginetica"): _LGSR,
-    ("sr-gnn", "yoochoose1_64"): _SRGNN,
-    ("sr-gnn", "diginetica"): _SRGNN,
-    ("gru4rec", "yoochoose1_64"): _GRU4REC,
-    ("gru4rec", "diginetica"): _GRU4REC,
-    ("gru4rec-2016", "yoochoose1_64"): _GRU4REC_2016,
-    ("gru4rec-2016", "diginetica"): _GRU4REC_2016,
     ("gru4rec-2018", "yoochoose1_64"): _gru4rec_2018(
         100, 32, (0.0, 0.4), 0.2, 0.2, 0.5, "parameter file for RSC15 of the official repositories"
     ),
     ("gru4rec-2018", "diginetica"): _gru4rec_2018(
         192, 128, (0.45, 0.15), 0.1, 0.0, 0.0, "Diginetica in hidasib/gru4rec_third_party_comparison"
     ),
-    ("narm", "yoochoose1_64"): _NARM,
-    ("narm", "diginetica"): _NARM,
     ("stamp", "yoochoose1_64"): _stamp(0.003, 1.0),
     ("stamp", "yoochoose1_4"): _stamp(0.005, 1.0),
     ("repeatnet", "yoochoose1_64"): _repeatnet(14, "14 epochs, as its snapshot of Yoochoose 1/4; none of 1/64 exists"),
     ("repeatnet", "diginetica"): _repeatnet(18, "18 epochs, as its snapshot of Diginetica"),
-    ("csrm", "yoochoose1_64"): _CSRM,
-    ("csrm", "diginetica"): _CSRM,
     ("stamp", "diginetica"): _stamp(0.005, 1.5),
     ("gc-san", "demo"): _demo("gc-san", 3, 5e-3, 2, dim=64, layer_norm=True, dropout=0.1),
-    ("gc-san", "yoochoose1_64"): _GCSAN,
-    ("gc-san", "diginetica"): _GCSAN,
-    ("tagnn", "yoochoose1_64"): _TAGNN,
-    ("tagnn", "diginetica"): _TAGNN,
     ("tagnn++", "yoochoose1_64"): _tagnnpp(100, 2),
-    ("tagnn++", "yoochoose1_64_dgtn"): _tagnnpp(100, 2),
     ("tagnn++", "diginetica"): _tagnnpp(120, 8),
     ("transformer", "demo"): _demo("transformer", 3, 5e-3, 2, dim=64, dropout=0.1),
-    ("transformer", "yoochoose1_64"): _TRANSFORMER,
-    ("transformer", "diginetica"): _TRANSFORMER,
     ("lessr", "demo"): Recipe(
         "lessr",
         {"dim": 32, "layers": 2, "dropout": 0.1},
@@ -275,10 +256,11 @@ RECIPES: dict[tuple[str, str], Recipe] = {
         TrainConfig(epochs=3, batch_size=200, lr=8e-3, lr_decay=0.15, lr_every=2, l2=0.0),
         _OURS,
     ),
-    ("dgtn", "diginetica"): _DGTN,
-    ("dgtn", "yoochoose1_64"): _DGTN,
-    ("dgtn", "yoochoose1_64_dgtn"): _DGTN,
 }
+
+_ON_BOTH = (_SRGNN, _GRU4REC, _GRU4REC_2016, _NARM, _CSRM, _GCSAN, _TAGNN, _TRANSFORMER, _DGTN, _LGSR)
+for _dataset in ("yoochoose1_64", "diginetica"):
+    RECIPES |= {(_recipe.model, _dataset): _recipe for _recipe in _ON_BOTH}
 
 for _dataset, _settings in PRESETS.items():
     for _name in ("v-sknn", "stan"):
@@ -291,8 +273,16 @@ for _name in ("bpr-mf", "fpmc"):
     RECIPES[_name, "demo"] = Recipe(_name, {"epochs": 15}, source="ours, for demonstration: fewer epochs, a small shop")
 
 
+LOG_OF = {"diginetica_dgtn": "diginetica", "diginetica_lessr": "diginetica", "yoochoose1_64_dgtn": "yoochoose1_64"}
+
+
+def carried_from(model: str, dataset: str) -> str:
+    """The dataset whose settings of a system hold where none are published: of another cut of a log those of the log,
+    elsewhere those of Yoochoose 1/64, or "" where they would mean nothing (neighbours and days of another log)."""
+    return LOG_OF.get(dataset, "" if model in ("v-sknn", "stan") else "yoochoose1_64")
+
+
 def recipe(model: str, dataset: str) -> Recipe:
-    """The published recipe of a system on a dataset; elsewhere the one it has on Yoochoose 1/64, or the defaults."""
+    """The published recipe of a system on a dataset; without one that of `carried_from`, or the defaults."""
     plain = Recipe(model, source="defaults of the package")
-    tuned_elsewhere = model in ("v-sknn", "stan")  # neighbours and days of another log mean nothing here
-    return RECIPES.get((model, dataset), plain if tuned_elsewhere else RECIPES.get((model, "yoochoose1_64"), plain))
+    return RECIPES.get((model, dataset), RECIPES.get((model, carried_from(model, dataset)), plain))

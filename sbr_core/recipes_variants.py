@@ -6,14 +6,14 @@
 import dataclasses
 
 from sbr_core.models.neighbours import PRESETS
-from sbr_core.recipes import RECIPES, Recipe
+from sbr_core.recipes import Recipe, carried_from, recipe
 
 VARIANTS: dict[tuple[str, str], dict[str, Recipe]] = {}
 
 
 def _add(model: str, dataset: str, variant: str, source: str, arguments: dict | None = None, **config) -> None:
     """A variant of the pair's recipe with other arguments and other fields of its configuration."""
-    plain = RECIPES[model, dataset]
+    plain = recipe(model, dataset)
     varied = dataclasses.replace(
         plain,
         arguments=plain.arguments | (arguments or {}),
@@ -66,7 +66,7 @@ _add(
     {"dropout_hidden": 0.0}, loss="xe", loss_arguments={"negatives": 0, "logq": 0.0}, batch_size=500,
 )  # fmt: skip
 
-_BUDGET = {  # passes that two million cases make
+_BUDGET = {  # passes nearest to two million cases
     "bpr-mf": {"yoochoose1_64": 4, "diginetica": 2},
     "fpmc": {"yoochoose1_64": 5, "diginetica": 3},
 }
@@ -81,15 +81,29 @@ for _dataset in ("yoochoose1_64", "diginetica"):
         _add(
             _name, _dataset, "session-rec",
             "rn5l/session-rec: 100 factors, rate 0.05, decay 0.0025 (for negatives a tenth there), two million cases "
-            "at most (here as whole passes), for FPMC the mean of the session's factors for the unknown user's. "
-            "Begins from N(0, 1) there, from 0.05 here; negatives by rank there, uniform here; no item biases here",
+            "(here the nearest number of whole passes), for FPMC the mean of the session's factors for the unknown "
+            "user's. Begins from N(0, 1) there, from 0.05 here; negatives by rank there, uniform here; no item biases "
+            "here",
             {"epochs": _passes[_dataset], "lr": 0.05, "l2": 0.0025} | ({"user": "mean"} if _name == "fpmc" else {}),
         )  # fmt: skip
     _add(
         "gc-san", _dataset, "copy",
         "public copy johnny12150/GC-SAN (its authors published none): d 120, batch 50, one block used four times, "
-        "omega 0.52, dropout 0.2, Adam 0.001 x 0.1 every 3 epochs, L2 1e-5; padding attends there and is masked here",
+        "omega 0.52, dropout 0.2, Adam 0.001 x 0.1 every 3 epochs, L2 1e-5; padding attends and "
+        "dropout lies between a block's two maps there, here it is masked and after the second",
         {"dim": 120, "blocks": 4, "share_blocks": True, "omega": 0.52, "dropout": 0.2}, batch_size=50,
+    )  # fmt: skip
+    _add(
+        "gc-san", _dataset, "issue-1287",
+        "what a user of RecBole (issue 1287) gives as the paper's settings: d 120, batch 50, 5 blocks, omega 0.6; all "
+        "else as in the recipe",
+        {"dim": 120, "blocks": 5, "omega": 0.6}, batch_size=50,
+    )  # fmt: skip
+    _add(
+        "stamp", _dataset, "paper",
+        "STAMP paper, by memory: m_a without m_s, biases, rate 0.005 without decay, batch 512, 30 epochs; all else as "
+        "in the recipe",
+        {"add_mean": False, "biases": True}, lr=0.005, epochs=30,
     )  # fmt: skip
     _add(
         "lgsr", _dataset, "batch-512",
@@ -127,17 +141,18 @@ for _dataset in ("yoochoose1_4", "diginetica"):
     )  # fmt: skip
 
 # Lengths to which the public loaders pad, in training and in the test, by the data that the package has.
-_PADS = {"yoochoose1_64": (145, 73), "yoochoose1_64_dgtn": (145, 67), "diginetica": (69, 40)}
+_PADS = {
+    "yoochoose1_64": (145, 73), "yoochoose1_64_dgtn": (145, 67), "diginetica": (69, 40), "diginetica_dgtn": (69, 55)
+}  # fmt: skip
 for _dataset, (_train, _test) in _PADS.items():
     _null = {"null_slots": "official", "pad_to_train": _train, "pad_to_test": _test}
-    if ("tagnn", _dataset) in RECIPES:
-        _add(
-            "tagnn", _dataset, "code",
-            "public code of TAGNN: the target vector is added, the attention goes through a softmax, both softmaxes "
-            "count the padding; trained as in the recipe",
-            {"combine": "add", "attention_softmax": True} | _null,
-        )  # fmt: skip
-    _yoochoose = _dataset != "diginetica"
+    _add(
+        "tagnn", _dataset, "code",
+        "public code of TAGNN: the target vector is added, the attention goes through a softmax, both softmaxes "
+        "count the padding; trained as in the recipe",
+        {"combine": "add", "attention_softmax": True} | _null,
+    )  # fmt: skip
+    _yoochoose = _dataset.startswith("yoochoose")
     _add(
         "tagnn++", _dataset, "code",
         "public code of TAGNN++ (SBR) and its defaults: d 120 and batch 75 on Yoochoose, 100 and 50 on Diginetica, 2 "
@@ -150,9 +165,5 @@ for _dataset, (_train, _test) in _PADS.items():
 
 
 def variants_of(model: str, dataset: str) -> dict[str, Recipe]:
-    """The published variants of a system on a dataset, name -> recipe, those of Yoochoose 1/64 carried elsewhere.
-
-    As with `recipes.recipe`, the neighbours of STAN are not carried.
-    """
-    carried = {} if model == "stan" else VARIANTS.get((model, "yoochoose1_64"), {})
-    return carried | VARIANTS.get((model, dataset), {})
+    """The published variants of a system on a dataset, name -> recipe, with those of `recipes.carried_from`."""
+    return VARIANTS.get((model, carried_from(model, dataset)), {}) | VARIANTS.get((model, dataset), {})

@@ -7,7 +7,7 @@ import pytest
 
 from sbr_core import plan, records, rerun
 from sbr_core.models import MODELS, build
-from sbr_core.recipes import RECIPES, Recipe, recipe
+from sbr_core.recipes import LOG_OF, RECIPES, Recipe, recipe
 from sbr_core.recipes_variants import VARIANTS, variants_of
 from sbr_core.sources import RAW
 from sbr_core.train import TrainConfig
@@ -69,13 +69,19 @@ PRINTED = [  # (model, datasets, variant, fields as the specs print them)
     ("tagnn", "yoochoose1_64", "code", GATED | PADDED | {"combine": "add", "attention_softmax": True}),
     ("tagnn", "diginetica", "code", GATED | {"pad_to_train": 69, "pad_to_test": 40, "attention_softmax": True}),
     ("tagnn++", "yoochoose1_64 yoochoose1_64_dgtn", "", CLIPPED | {"dim": 100, "heads": 2}),
-    ("tagnn++", "diginetica", "", CLIPPED | {"dim": 120, "heads": 8}),
+    ("tagnn++", "diginetica diginetica_dgtn diginetica_lessr", "", CLIPPED | {"dim": 120, "heads": 8}),
     ("tagnn++", "yoochoose1_64 yoochoose1_64_dgtn diginetica", "code",
      {"form": "code", "heads": 2, "dropout": 0.1, "agc": "off", "l2": 1e-5, "schedule_offset": 1, "lr": 1e-3,
       "lr_decay": 0.1, "lr_every": 3, "null_slots": "official"}),
     ("tagnn++", "yoochoose1_64", "code", PADDED | {"dim": 120, "batch_size": 75}),
     ("tagnn++", "yoochoose1_64_dgtn", "code", {"pad_to_train": 145, "pad_to_test": 67, "batch_size": 75}),
     ("tagnn++", "diginetica", "code", {"dim": 100, "batch_size": 50, "pad_to_train": 69, "pad_to_test": 40}),
+    ("tagnn++", "diginetica_dgtn", "code", {"dim": 100, "batch_size": 50, "pad_to_train": 69, "pad_to_test": 55}),
+    ("repeatnet", "diginetica diginetica_dgtn", "", {"epochs": 18}),
+    ("gc-san", "yoochoose1_64 diginetica", "issue-1287",
+     GATED | {"dim": 120, "batch_size": 50, "blocks": 5, "share_blocks": None, "omega": 0.6}),
+    ("stamp", "yoochoose1_64 diginetica", "paper",
+     STAMP | {"add_mean": False, "biases": True, "lr": 0.005, "epochs": 30}),
     ("lgsr", "yoochoose1_64 diginetica", "", LGSR | STEPPED | {"l2": 1e-6}),
     ("lgsr", "yoochoose1_64 diginetica", "batch-512", LGSR | {"lr": 1e-3, "l2": 1e-6, "batch_size": 512}),
     ("lgsr", "yoochoose1_64 diginetica", "first-version", LGSR | STEPPED | {"dropout": 0.5, "l2": 0.0}),
@@ -142,6 +148,15 @@ def test_no_variant_of_the_plan_has_the_name_of_a_published_one():
 def test_the_origin_says_where_a_recipe_departs_from_what_is_printed():
     assert all(text in recipe("gru4rec", "diginetica").source for text in ("batch 128, 8 epochs", "last 25 clicks"))
     assert all(text in recipe("stamp", "yoochoose1_64").source for text in ("clipped at norm 150", "110 (Diginetica)"))
+
+
+@pytest.mark.parametrize("cut, log", LOG_OF.items(), ids=str)
+def test_on_another_cut_of_a_log_a_system_has_its_recipe_of_the_log(cut, log):
+    for model in MODELS:
+        if (model, cut) not in RECIPES:
+            assert recipe(model, cut) == recipe(model, log), model
+        assert set(variants_of(model, cut)) == set(VARIANTS.get((model, log), {})), model
+    assert recipe("stan", cut).arguments
 
 
 @pytest.mark.parametrize("dataset", ["yoochoose1_4", "some/folder"])

@@ -21,7 +21,8 @@ class Block(nn.Module):
     Args:
         dim: D.
         dropout: share of the second map's outputs dropped in training.
-        layer_norm: a residual around the attention too, and a normalisation after each residual (RecBole's form).
+        layer_norm: a residual around the attention too, and a normalisation after each residual, as RecBole has
+            (with maps of its own: GELU, 256 wide).
 
     Shapes:
         x (B, L, D), mask (B, L) -> (B, L, D); with lengths (B,) -> (B, 1, D), the last click's row only
@@ -67,7 +68,8 @@ class GCSAN(SessionModel):
         share_blocks: one block used k times (a public copy) instead of k blocks.
         causal: a click does not attend to later ones. The last click sees all: this changes only the blocks below the
             topmost.
-        layer_norm: residual around the attention and normalisation after each residual, as RecBole has.
+        layer_norm: residual around the attention and normalisation after each residual, as RecBole has; its maps have
+            a GELU and 256 inner units, these a ReLU and D.
 
     Shapes:
         batch.items (B, L) -> query S (B, D)
