@@ -128,7 +128,7 @@ def _train_epoch(state: Run, progress: bool, interrupted: threading.Event) -> di
     lr = learning_rate(number, config.lr, config.lr_decay, config.lr_every, config.schedule_offset)
     set_learning_rate(state.optimizers, lr)
     for name, task in state.tasks.items():
-        if getattr(task, "decays", False):
+        if task.decays:
             set_learning_rate(state.task_optimizers[name], task.lr * lr / config.lr)
     order = make_order(state.train, config, number, least_rows(state.loss))
     seek(state.loss, number, state.step)

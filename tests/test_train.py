@@ -449,6 +449,7 @@ class Pull:
     """An auxiliary task: pull the rows of the table together, two by two, with an optimizer of its own."""
 
     name = "pull"
+    decays = False
 
     def __init__(self, model):
         self.model = model

@@ -79,8 +79,8 @@ class SessionModel(nn.Module):
         """Training tasks besides the loss on the examples, done before each epoch's pass over the examples.
 
         A task has a ``name``, ``make_optimizers() -> list``, ``steps(epochs) -> int`` (of the coming epoch, given the
-        records of those before) and ``loss(epoch, step) -> scalar``, which depends on nothing else but the parameters.
-        One with ``decays`` true has its rate ``lr`` fall as that of the loss on the examples does.
+        records of those before), ``loss(epoch, step) -> scalar``, which depends on nothing else but the parameters,
+        and ``decays``: whether its rate, which it then names ``lr``, falls as that of the loss on the examples does.
         """
         return []
 
