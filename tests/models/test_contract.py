@@ -1,5 +1,7 @@
 """What every model of `MODELS` promises, and what every neural one promises beyond."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -177,6 +179,18 @@ def test_every_parameter_gets_a_gradient(name, arguments):
         assert parameter.grad is not None, key
         grad = parameter.grad.to_dense()
         assert grad.isfinite().all() and grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", [name for name in NEURAL if name != "repeatnet"])  # whose guess is half the session
+def test_an_untrained_model_is_as_good_as_a_guess(name):
+    sessions = random_sessions(60, 3000, seed=4, shortest=2)
+    torch.manual_seed(0)
+    model = build(name, 3000)
+    model.prepare(sessions)
+    batch = gather(sessions.prefixes(), torch.arange(60))
+    with torch.no_grad():
+        loss = FullSoftmax()(Scores(model.eval(), model.encode(batch)), batch.target).item()
+    assert loss == pytest.approx(math.log(3000), abs=0.2)
 
 
 @NEURAL_VARIANTS
