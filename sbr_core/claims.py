@@ -173,6 +173,44 @@ def tally(table: pd.DataFrame) -> dict[str, int]:
     return {said: int(counts.get(said, 0)) for said in COLOURS}
 
 
+def beyond_starts(table: pd.DataFrame, deviation: float) -> tuple[int, int]:
+    """How many of the decided cells of `judged` are more than another start, and how many are decided.
+
+    A difference of two single runs counts if it is larger than 1.96 √2 deviations of a start: two starts of the same
+    training lie further apart in 5 % of the pairs. A difference over several seeds has the starts in its interval.
+
+    Args:
+        table: what `judged` returned, by the metric of the deviation.
+        deviation: standard deviation of a start (of a run's metric over seeds), in points of percent.
+    """
+    decided = table[table.verdict.isin((HELD, NOT_HELD))]
+    large = decided.difference.abs() > 1.96 * 2**0.5 * deviation
+    return int((large | decided.basis.str.contains("seeds")).sum()), len(decided)
+
+
+def starts_told(table: pd.DataFrame, found: pd.DataFrame, dataset: str = "yoochoose1_64") -> str:
+    """A sentence that holds the verdicts by MRR@20 against another start; "" if no run was started twice.
+
+    Args:
+        table: what `judged` returned.
+        found: rows of `tables.load`.
+        dataset: the deviation is the largest that a system with several seeds has on it.
+    """
+    deviations = found[found.dataset == dataset].groupby(["system", "variant"])["honest MRR@20"].std()
+    deviation = deviations.max()
+    if np.isnan(deviation):
+        return ""
+    name = "--".join(filter(None, deviations.idxmax()))
+    large, decided = beyond_starts(table[table.metric == "MRR@20"], deviation)
+    return (
+        f"Of the {decided} verdicts by MRR@20 on real logs that are held or not held, **{large}** "
+        f"rest{'s' * (large == 1)} on a difference of more than {1.96 * 2**0.5 * deviation:.1f} points. As far apart "
+        f"may lie two starts of one and the same training, if all systems vary as `{name}` did, by {deviation:.2f} "
+        "from start to start: see [chapter 44](44_scalable_losses_experiments.ipynb#what-another-start-is-worth), and "
+        "[chapter 29](29_side_by_side.ipynb#what-another-start-is-worth) for the demo shop."
+    )
+
+
 def selection_gaps(found: pd.DataFrame) -> pd.DataFrame:
     """What the choice of an epoch by the test gains, in every run of a published recipe that held sessions out.
 

@@ -9,7 +9,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from sbr_core.drawings import draw_multigraph_with_shortcuts, draw_session_graph, draw_session_line
@@ -246,27 +245,42 @@ def verdict_matrix(
 def label_points(
     ax: Axes, points: Mapping[str, tuple[float, float]], bold: Sequence[str], others: Sequence[tuple[float, float]] = ()
 ) -> None:
-    """A name beside every point, where it hides no other name and no point; far names get a thin leader.
+    """A name beside every point, where it hides no other name and no point and is nearer to its own point than to
+    another named one, as far as there is room; far names get a thin leader.
 
     Args:
         bold: points whose names are set in bold.
         others: points without a name, to be kept free as well.
     """
     ax.figure.draw_without_rendering()  # fixes the scale that points are measured in
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in ax.transData.transform([*points.values(), *others])]
-    spots = [(dx, dy) for dy in (7, -8, 18, -19, 30, -31, 42, -43) for dx in (9, -9)]
+    marks = ax.transData.transform([*points.values(), *others])
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in marks]
+    named = dict(zip(points, map(tuple, marks.tolist()), strict=False))
+    beside, above = ((9, "left"), (-9, "right")), ((-5, "left"), (5, "right"))
+    spots = [(*at, dy) for dys, sides in (((7, -8), beside), ((15, -16), above)) for dy in dys for at in sides]
+    spots += [(*at, dy) for dy in (18, -19, 30, -31, 42, -43) for at in beside]
     for system in sorted(points, key=lambda name: -points[name][1]):
         look = {"textcoords": "offset points", "fontsize": 10, "va": "center", "zorder": 4}
         look["weight"] = "bold" if system in bold else "normal"
-        for dx, dy in spots:
-            look["arrowprops"] = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.8} if abs(dy) > 10 else None
-            label = ax.annotate(system, points[system], (dx, dy), ha="left" if dx > 0 else "right", **look)
-            label.get_window_extent()  # puts the text in its place; this box would include the leader
-            box = Text.get_window_extent(label)
-            if (dx, dy) == spots[-1] or not any(box.overlaps(other) for other in taken):
-                break
+        tried = {}
+        for dx, ha, dy in spots:
+            label = ax.annotate(system, points[system], (dx, dy), ha=ha, **look)
+            box = label.get_window_extent()
             label.remove()
-        taken.append(box)
+            tried[dx, ha, dy] = sum(box.overlaps(other) for other in taken), _astray(box, system, named), box
+        dx, ha, dy = min(spots, key=lambda spot: tried[spot][:2])
+        look["arrowprops"] = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.8} if abs(dy) > 16 else None
+        ax.annotate(system, points[system], (dx, dy), ha=ha, **look)
+        taken.append(tried[dx, ha, dy][2])
+
+
+def _astray(box: Bbox, system: str, named: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether a label is nearer to the point of another system than to its own."""
+    far = {
+        name: max(box.x0 - x, x - box.x1, 0) ** 2 + max(box.y0 - y, y - box.y1, 0) ** 2
+        for name, (x, y) in named.items()
+    }
+    return bool(far[system] > min(far.values()))
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -147,18 +147,36 @@ def _cut(there: str, departs: dict[str, tuple], curve: list[float]) -> str:
     return text + (f"; the last one moved HR@20 by {curve[-1] - curve[-2]:+.2f}." if len(curve) > 1 else ".")
 
 
-def extents(folder: Path | str, dataset: str, seed: int = 0) -> str:
-    """A sentence on all published recipes recorded on a dataset: which stopped early, ran in bfloat16, or without a
-    select run."""
-    runs = [r for r in records.load(folder) if (r["dataset"], r["seed"], r["variant"]) == (dataset, seed, "")]
-    departs = {record["system"]: departures(record) for record in runs}
+def extents(
+    folder: Path | str,
+    dataset: str,
+    names: Sequence[str],
+    seed: int = 0,
+    path: Path | str = "",
+    title: str = "",
+) -> str:
+    """A sentence on runs recorded on a dataset: which stopped early, ran in bfloat16, or without a select run.
+
+    Args:
+        names: of the runs, variants too (``lgsr--a``); those without a record are passed over.
+        path: of the plan that defines the variants.
+        title: what the dataset is called.
+    """
+    files = {name: Path(folder, _file(name, dataset, seed)) for name in dict.fromkeys(names)}
+    departs = {name: departures(records.read(file), path) for name, file in files.items() if file.exists()}
     early = [f"{name} {d['epochs'][0]} of {d['epochs'][1]}" for name, d in departs.items() if "epochs" in d]
     rough = [name for name, d in departs.items() if d.get("precision", ("",))[0] == "bf16"]
+    fixed = [name for name, d in departs.items() if "final-only" in d]
     parts = [f"stopped before their recipes' last epoch: {', '.join(early)}"] if early else []
     parts += [f"trained in bfloat16: {', '.join(rough)}"] if rough else []
-    fixed = [name for name, d in departs.items() if "final-only" in d]
     parts += [f"without a select run, so that the last epoch is the honest one: {', '.join(fixed)}"] if fixed else []
-    return f"Of the {len(runs)} systems recorded on {dataset}, {'; '.join(parts)}." if parts else ""
+    return f"Of {len(departs)} runs recorded on {title or dataset}, {'; '.join(parts)}." if parts else ""
+
+
+def _file(name: str, dataset: str, seed: int) -> str:
+    """Path of the record of a run by its name, in the folder of the records."""
+    system, _, variant = name.partition("--")
+    return records.file_name(system, dataset, seed, variant)
 
 
 def _name(system: str, variant: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from sbr_core.figure_style import COLOURS, INK, MARKERS, STYLE, family, new_axes, refuse_empty
 from sbr_core.plots import label_points
@@ -17,24 +18,27 @@ def dots(
     metric: str = "MRR@20",
     published: Mapping[str, float] | None = None,
     highlight: Sequence[str] = (),
+    systems: Mapping[str, str] | None = None,
 ) -> Axes:
     """Variants as dots with their 95 % intervals, one below the other; one without a run says so.
 
     Args:
         values: variant -> (value, low, high) in percent, or None where there is no run.
-        published: variant -> the printed value, drawn as a diamond.
+        published: variant -> the printed value, drawn as a diamond that a dot in its middle does not hide.
         highlight: variants drawn in the colour of the graph family; the others are grey.
+        systems: variant -> the system whose family's colour its dot has; with `highlight`, this wins.
     """
     refuse_empty(values, "dots")
     ax, published = new_axes(ax, 1.0 + 0.38 * len(values)), published or {}
+    kinds = dict.fromkeys(highlight, "graph") | {label: family(system) for label, system in (systems or {}).items()}
     for row, (label, found) in enumerate(values.items()):
         if label in published:
-            ax.plot(published[label], row, "D", markersize=8, color="white", markeredgecolor=INK, zorder=2)
+            ax.plot(published[label], row, "D", markersize=11, color="white", markeredgecolor=INK, zorder=1)
         if found is None:
             continue
         value, low, high = found
-        colour = COLOURS["graph"] if label in highlight else COLOURS["counting"]
-        ax.plot([low, high], [row, row], color=INK, linewidth=1.4, marker="|", markersize=8, zorder=1)
+        colour = COLOURS[kinds.get(label, "counting")]
+        ax.plot([low, high], [row, row], color=INK, linewidth=1.4, marker="|", markersize=8, zorder=2)
         ax.plot(value, row, "o", markersize=9, color=colour, markeredgecolor=INK, zorder=3)
     ax.set_yticks(range(len(values)), list(values))
     ax.set(ylim=(len(values) - 0.5, -0.5), xlabel=f"{metric} (%)")
@@ -61,28 +65,36 @@ def printed_to_ours(
     points: Mapping[str, tuple[tuple[float, float], tuple[float, float] | None]],
     ax: Axes | None = None,
     bold: Sequence[str] = (),
+    bend: float = 0.0,
 ) -> Axes:
-    """HR@20 against MRR@20: a hollow diamond where a paper puts a system, an arrow to where our run puts it.
+    """HR@20 against MRR@20: a hollow diamond where a paper puts a system, a line to the mark where our run puts it.
+
+    A mark is smaller than a diamond, so that neither hides the other.
 
     Args:
         points: system -> (printed (HR, MRR), ours (HR, MRR) or None without a run), in percent.
         bold: systems whose names are set in bold.
+        bend: of the lines, so that one passes beside what lies straight between its ends; 0.12 is a little.
     """
     refuse_empty(points, "printed_to_ours")
     ax = new_axes(ax, 4.4)
     for system, (printed, ours) in points.items():
         kind = family(system)
         if ours is not None:
-            ax.annotate(
-                "", ours, printed, arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 1.0}, zorder=1
-            )
-            ax.scatter(*ours, s=75, marker=MARKERS[kind], color=COLOURS[kind], edgecolors=INK, linewidths=0.9, zorder=3)
-        ax.plot(*printed, "D", markersize=7, color="white", markeredgecolor=INK, zorder=2)
+            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 1.0}
+            line["connectionstyle"] = f"arc3,rad={-bend}"
+            ax.annotate("", ours, printed, arrowprops=line, zorder=1)
+            ax.scatter(*ours, s=42, marker=MARKERS[kind], color=COLOURS[kind], edgecolors=INK, linewidths=0.9, zorder=3)
+        ax.plot(*printed, "D", markersize=9, color="white", markeredgecolor=INK, zorder=2)
     ax.set(xlabel="HR@20 (%)", ylabel="MRR@20 (%)")
-    ax.margins(0.14, 0.12)
+    ax.margins(0.1, 0.12)
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high + 0.18 * (high - low))  # room for the names
     ax.grid()
     ours_alone = [ours for _, ours in points.values() if ours is not None]
     label_points(ax, {system: printed for system, (printed, _) in points.items()}, bold, ours_alone)
+    for name in ax.texts:
+        name.set_path_effects([withStroke(linewidth=3, foreground="white")])  # a line may pass behind a name
     return ax
 
 

@@ -134,7 +134,7 @@ class Triplet(Sampled):
     FaceNet has it, each with ``normalise``. With "dot" this is the hinge loss.
 
     Args:
-        margin: m > 0; 0.5 suits the plain distance on the unit sphere. The specs recommend 0.2 for the squared one:
+        margin: gamma > 0; 0.5 suits the plain distance on the unit sphere. The specs recommend 0.2 for the squared one:
             set it, the loss does not know which similarity the model has.
         hardest: of the k negatives, only the one that violates most.
     """

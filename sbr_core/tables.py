@@ -134,6 +134,20 @@ def _with_interval(row: pd.Series) -> str:
     return "" if np.isnan(row.honest) else f"{row.honest:.2f} ± {(row.high - row.low) / 2:.2f}"
 
 
+def training_told(found: pd.DataFrame, titles: dict[str, str]) -> str:
+    """What these rows of `load` cost: hours of training on each dataset and the devices; "" if nothing was trained.
+
+    Args:
+        titles: dataset -> what it is called; other datasets are passed over.
+    """
+    runs = found.assign(seconds=found.seconds.astype(float))
+    runs = runs[runs.dataset.isin(titles) & (runs.seconds > 0)]
+    spent = [(title, runs[runs.dataset == key].seconds) for key, title in titles.items()]
+    parts = [f"{s.sum() / 3600:.1f} hours on {title} ({len(s)} run{'s'[: len(s) - 1]})" for title, s in spent if len(s)]
+    where = "; ".join(sorted(runs.device.unique()))
+    return f"{', '.join(parts)}: training alone, without evaluations ({where})" if parts else ""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two systems on the same test examples.

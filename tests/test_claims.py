@@ -97,6 +97,30 @@ def test_the_table_of_verdicts(folder):
     assert claims.COLOURS[HELD] in shown.to_html()
 
 
+def test_decided_cells_are_weighed_against_another_start(folder):
+    asked = [Claim("+1", "gru4rec", "stamp"), Claim("+25", "stamp", "pop"), Claim("-26", "pop", "gru4rec")]
+    asked += [Claim("none", "lgsr", "pop"), Claim("open", "stamp", "stamp")]
+    found = tables.load(folder)
+    table = claims.judged(asked, found, ["diginetica"], ["MRR@20"])
+    assert table.verdict.tolist() == [HELD, HELD, NOT_HELD, MISSING, OPEN]
+    assert claims.beyond_starts(table, 0.36) == (3, 3)  # 1.96 * sqrt(2) * 0.36 = 0.998
+    assert claims.beyond_starts(table, 0.362) == (2, 3)
+    for system, mrr in (("gru4rec", 31.0), ("stamp", 30.0)):
+        put(folder, system, mrr=mrr, dataset="diginetica", seed=1)
+    table = claims.judged(asked, tables.load(folder), ["diginetica"], ["MRR@20"])
+    assert "seeds" in table.basis[0] and claims.beyond_starts(table, 0.362) == (3, 3)
+
+
+def test_the_deviation_of_a_start_is_told_with_the_verdicts(folder):
+    asked = [Claim("+1", "gru4rec", "stamp"), Claim("+25", "stamp", "pop")]
+    table = claims.judged(asked, tables.load(folder), ["diginetica"])
+    assert claims.starts_told(table, tables.load(folder), "diginetica") == ""
+    put(folder, "stamp", mrr=31.0, dataset="diginetica", seed=1)  # 30 and 31: a deviation of 0.71, 1.96 of two in 5 %
+    told = claims.starts_told(table, tables.load(folder), "diginetica")
+    assert "**1** rests on a difference of more than 2.0 points" in told and told.startswith("Of the 2 verdicts")
+    assert "as `stamp` did, by 0.71 from start" in told
+
+
 def run_of(folder, system, mrr, picked, **config):
     """A record on Diginetica with these MRR@20 after each epoch; held-out sessions pick epoch `picked`, if any."""
     found = toys.record(system, "diginetica")

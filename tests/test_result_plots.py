@@ -25,12 +25,24 @@ def test_dots_with_intervals_and_an_empty_row():
     assert result_plots.dots({"a": None}).get_xticks().tolist() == []
 
 
+def test_dots_in_the_colours_of_their_families_and_on_diamonds():
+    values = {"GRU4Rec, one": (31.0, 30.5, 31.4), "SR-GNN, one": (20.0, 19.0, 21.0), "what else": (1.0, 0.5, 1.5)}
+    systems = {label: label.partition(",")[0] for label in values}
+    ax = result_plots.dots(values, published={"SR-GNN, one": 20.0}, systems=systems)
+    colours = [to_hex(line.get_color()) for line in lines(ax, "o")]
+    assert colours == [plots.COLOURS[kind] for kind in ("recurrent", "graph", "other")]
+    (diamond,), dot = lines(ax, "D"), lines(ax, "o")[1]
+    assert diamond.get_markersize() > dot.get_markersize()  # and its corners reach further by a factor of √2
+
+
 def test_printed_points_and_ours():
     points = {"NARM": ((68.0, 28.0), (69.0, 29.0)), "TAGNN": ((71.0, 31.0), None)}
     ax = result_plots.printed_to_ours(points, bold=["TAGNN"])
     assert [line.get_xydata()[0].tolist() for line in lines(ax, "D")] == [[68.0, 28.0], [71.0, 31.0]]
     (ours,) = ax.collections
     assert ours.get_offsets().tolist() == [[69.0, 29.0]]
+    assert ours.get_sizes()[0] ** 0.5 < lines(ax, "D")[0].get_markersize()
+    assert ax.get_xlim()[1] - 71.0 > 68.0 - ax.get_xlim()[0]
     named = {text.get_text(): text.get_weight() for text in ax.texts if text.get_text()}
     assert named == {"NARM": "normal", "TAGNN": "bold"}
 

@@ -132,3 +132,17 @@ def test_a_work_that_ran_on_another_preparation_is_shown_beside_that(folder):
     assert cell(table, "TAGNN++ - AGC", "yoochoose1_64")["seeds"] == 0
     shown = tables.styled(table, "yoochoose1_64", "t2").data
     assert shown["", "seeds"].tolist() == ["1", "", "", "", ""]
+
+
+def test_the_cost_of_the_runs_is_told_by_dataset(tmp_path):
+    counted = record("pop", "diginetica")
+    for epoch in counted["runs"]["final"]:
+        epoch["seconds"] = 0.0
+    slow = record("tagnn", "yoochoose1_64", seed=1)
+    slow["runs"]["final"][0]["seconds"] = 3600.0
+    for run in (counted, slow, *(record("stamp", key) for key in ("diginetica", "demo", "yoochoose1_64"))):
+        put(tmp_path, run)
+    found, titles = tables.load(tmp_path), {"diginetica": "Diginetica", "yoochoose1_64": "Yoochoose"}
+    told = tables.training_told(found, titles)
+    assert told.startswith("0.0 hours on Diginetica (1 run), 1.0 hours on Yoochoose (2 runs): training alone")
+    assert tables.training_told(found, {"meli2020": "MeLi"}) == ""
