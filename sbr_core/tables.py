@@ -142,8 +142,11 @@ def training_told(found: pd.DataFrame, titles: dict[str, str]) -> str:
     """
     runs = found.assign(seconds=found.seconds.astype(float))
     runs = runs[runs.dataset.isin(titles) & (runs.seconds > 0)]
-    spent = [(title, runs[runs.dataset == key].seconds) for key, title in titles.items()]
-    parts = [f"{s.sum() / 3600:.1f} hours on {title} ({len(s)} run{'s'[: len(s) - 1]})" for title, s in spent if len(s)]
+    parts = []
+    for key, title in titles.items():
+        seconds = runs[runs.dataset == key].seconds
+        if count := len(seconds):
+            parts.append(f"{seconds.sum() / 3600:.1f} hours on {title} ({count} run{'s' * (count > 1)})")
     where = "; ".join(sorted(runs.device.str.replace(" 1 threads", " 1 thread").unique()))
     return f"{', '.join(parts)}: training alone, without evaluations ({where})" if parts else ""
 
