@@ -114,19 +114,30 @@ def ranks_from_scores(
         ValueError: on an unknown tie policy, or if a score is NaN (every comparison with NaN is false: a model that has
             diverged would seem perfect).
     """
+    return refuse_diverged(_ranks(scores, target, ties, buffers or Buffers()))
+
+
+def refuse_diverged(ranks: Float[Tensor, "E"]) -> Float[Tensor, "E"]:
+    """The ranks, if all are numbers; waits for the device, so once an evaluation.
+
+    Raises:
+        ValueError: if one is NaN.
+    """
+    if bool(ranks.isnan().any()):
+        raise ValueError("a score is NaN: the model has diverged, its ranks mean nothing")
+    return ranks
+
+
+def _ranks(scores: Tensor, target: Tensor, ties: str, buffers: Buffers) -> Tensor:
+    """`ranks_from_scores` without waiting for the device: where a score of the row is NaN the rank is NaN."""
     if ties not in TIES:
         raise ValueError(f"ties is one of {', '.join(TIES)}, got {ties!r}")
     mine = scores.gather(1, target[:, None])  # (B, 1)
-    flags = (buffers or Buffers()).matrix(
-        "flags", *scores.shape, scores, torch.float32
-    )  # counts 30 x faster than booleans
+    flags = buffers.matrix("flags", *scores.shape, scores, torch.float32)  # counts 30 x faster than booleans
     above = torch.gt(scores, mine, out=flags).sum(1)
     at_least = above + 1 if ties == "standard" else torch.ge(scores, mine, out=flags).sum(1)
-    if bool(scores.amax(1).isnan().any()):
-        raise ValueError("a score is NaN: the model has diverged, its ranks mean nothing")
-    if ties == "median":
-        return (above + 1 + at_least) / 2
-    return at_least if ties == "conservative" else above + 1
+    ranks = {"standard": above + 1, "median": (above + 1 + at_least) / 2, "conservative": at_least}[ties]
+    return torch.where(scores.amax(1).isnan(), torch.nan, ranks)
 
 
 @torch.no_grad()
@@ -158,12 +169,12 @@ def evaluate(
     scorer = _scorer(model, buffers)
     for batch in tqdm(order.batches(windows), total=len(order), disable=not progress, desc="evaluate", leave=False):
         scores = scorer(model.encode(batch))
-        parts.append(ranks_from_scores(scores, batch.target, ties, buffers))
+        parts.append(_ranks(scores, batch.target, ties, buffers))
         if seen is not None:
             unknown += (~torch.nn.functional.pad(seen, (0, 1), value=True)[batch.items]).any(1).sum()
     model.train(training)
     ranks = torch.empty(len(windows), device=windows.device)
-    ranks[order.index] = torch.cat(parts)
+    ranks[order.index] = refuse_diverged(torch.cat(parts))
     labels = windows.labels.cpu()
     return Evaluation(
         ranks.cpu(),

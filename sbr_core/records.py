@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -185,13 +186,28 @@ def keep_ranks(path: Path, folder: Path, epoch: int) -> None:
 
 def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:
     """Ranks (E,) of the honest epoch of the record at `path`, 255 for all from 255 on, and the session (E,) of each
-    example; None if they were not kept."""
+    example; None if they were not kept.
+
+    Raises:
+        ValueError: if the file is no such file, or its ranks do not give the record's metrics.
+    """
     kept = ranks_path(path)
     if not kept.exists():
         return None
-    with np.load(kept) as arrays:
-        ranks = torch.from_numpy(arrays["ranks"]).float()
-        begins = np.unpackbits(arrays["begins"], count=len(ranks))
+    try:
+        with np.load(kept) as arrays:
+            ranks = torch.from_numpy(arrays["ranks"]).float()
+            begins = np.unpackbits(arrays["begins"], count=len(ranks))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ValueError(f"{kept} does not hold ranks ({type(error).__name__}: {error}): remove it") from error
+    said, inside = read(path)["honest"], (ranks <= 20).double()
+    found = {"HR@20": 100 * inside.mean().item(), "MRR@20": 100 * (inside / ranks).mean().item()}
+    for metric, value in found.items():
+        if abs(value - said[metric]) > 1e-4:
+            raise ValueError(
+                f"{kept} does not belong to {path}: its {metric} is {value:.4f}, the record's {said[metric]:.4f}; "
+                "remove it, and repeat the run with --renew"
+            )
     return ranks, torch.from_numpy(begins.cumsum(dtype=np.int64) - 1)
 
 

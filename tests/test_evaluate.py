@@ -82,6 +82,24 @@ def test_a_score_that_is_not_a_number_raises(place):
             ranks_from_scores(scores, torch.tensor([0, 1]), ties)
 
 
+def test_an_evaluation_waits_for_the_device_once_however_many_chunks_it_has(monkeypatch):
+    windows, asked, ask = random_sessions(12).prefixes(), [], torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: asked.append(self) or ask(self))
+    counts = []
+    for chunk in (1, 7, 10_000):
+        asked.clear()
+        evaluate(Fixed(torch.rand(V + 1, V)), windows, chunk=chunk)
+        counts.append(len(asked))
+    assert len(set(counts)) == 1 and counts[0] >= 1
+
+
+def test_an_evaluation_with_one_score_that_is_not_a_number_raises():
+    matrix = torch.rand(V + 1, V)
+    matrix[3, 5] = math.nan
+    with pytest.raises(ValueError, match="a score is NaN: the model has diverged"):
+        evaluate(Fixed(matrix), random_sessions(12).prefixes(), chunk=7)
+
+
 def test_an_unknown_tie_policy_is_refused():
     with pytest.raises(ValueError, match="conservative, standard, median, got 'random'"):
         ranks_from_scores(torch.rand(2, 4), torch.tensor([0, 1]), "random")

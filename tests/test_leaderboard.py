@@ -107,6 +107,8 @@ def test_the_pages_hold_their_code_and_need_no_network(folder):
     assert str(folder / "variants" / "tagnn++--without-agc--diginetica--seed0.json") in noted
     text, _ = page(leaderboard.MissingRuns, folder)
     assert "1 runs are missing" in text and "--models stamp --datasets demo --seeds 0" in text
+    text, _ = page(leaderboard.ShortRuns, folder)
+    assert "2 records hold less than the plan asks for" in text and "no ranks" in text and "--seeds 3 --renew" in text
     text, _ = page(leaderboard.GpuHours, folder, arguments=["4"])
     assert (
         text.startswith("<p>Estimated, not measured: the 0 published recipes") and "the 1 runs that are missing" in text

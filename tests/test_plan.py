@@ -317,6 +317,22 @@ def test_the_ranks_of_the_honest_epoch_are_kept_beside_the_record(tmp_path, chai
     assert records.read_ranks(tmp_path / "nothing--there.json") is None
 
 
+@pytest.mark.parametrize("fault", ["edited", "of another run", "half-written", "another file"])
+def test_ranks_that_are_not_the_records_are_refused_by_name(tmp_path, chains, fault):
+    path, other = replicate.run_all([counting("pop"), counting("markov")], tmp_path / "work", tmp_path)
+    kept = records.ranks_path(path)
+    if fault == "edited":
+        ranks, session = records.read_ranks(path)
+        ranks[ranks > 1] -= 1  # HR@20 stays nearly, MRR@20 rises
+        records.write_ranks(kept, ranks, session)
+    elif fault == "of another run":
+        kept.write_bytes(records.ranks_path(other).read_bytes())
+    else:
+        kept.write_bytes(kept.read_bytes()[:90] if fault == "half-written" else b"no archive")
+    with pytest.raises(ValueError, match=f"{kept.name} does not (belong|hold)"):
+        records.read_ranks(path)
+
+
 def test_workers_share_the_runs(tmp_path):
     jobs = [plan.Job(recipe(system, "demo"), "demo", 0) for system in ("pop", "s-pop", "markov")]
     paths = replicate.run_with_workers(jobs, 2, tmp_path / "work", tmp_path)

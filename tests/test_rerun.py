@@ -168,3 +168,14 @@ def test_what_is_missing_comes_with_its_command(path, tmp_path):
     assert rest.system.tolist() == ["tagnn (average)"]
     assert rest.command.tolist() == ["sbr replicate --models tagnn--average --datasets yoochoose1_64 --seeds 0"]
     assert rerun.missing([], tmp_path).empty
+
+
+def test_what_is_recorded_short_of_the_plan_comes_with_what_it_lacks(path, tmp_path):
+    job = plan.read(path)[0]
+    cut = record("tagnn", "yoochoose1_64")
+    cut["recipe"]["config"] |= {"precision": "bf16", "epochs": 2}
+    put(tmp_path, cut)
+    found = rerun.short([job], tmp_path)
+    assert found.lacks.tolist() == [f"2 of {job.recipe.config.epochs} epochs, bf16, no ranks"]
+    assert found.command.tolist() == ["sbr replicate --models tagnn --datasets yoochoose1_64 --seeds 0 --renew"]
+    assert rerun.short([job], tmp_path / "elsewhere").empty

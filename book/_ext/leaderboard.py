@@ -155,6 +155,19 @@ class MissingRuns(Records):
         return f"<p>{text}</p><div>{interactive(shown, 'table-of-missing-runs', pageLength=10)}</div>"
 
 
+class ShortRuns(Records):
+    """``{short-runs}``."""
+
+    def html(self) -> str:
+        """A sentence and the table."""
+        found = rerun.short(plan.read(Path(self.env.srcdir, "plan.toml")), self.folder)
+        if found.empty:
+            return "<p>None: every record holds what the plan asks for.</p>"
+        shown = found.assign(command=found.command.map(lambda line: f"<code>{escape(line)}</code>"))
+        table = interactive(shown, "table-of-short-runs", pageLength=10)
+        return f"<p>{len(shown)} records hold less than the plan asks for.</p><div>{table}</div>"
+
+
 class GpuHours(Records):
     """``{gpu-hours} WORKERS``."""
 
@@ -218,6 +231,7 @@ def setup(app) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("leaderboard", Leaderboard)
     app.add_directive("missing-runs", MissingRuns)
+    app.add_directive("short-runs", ShortRuns)
     app.add_directive("gpu-hours", GpuHours)
     app.add_directive("pareto", Pareto)
     app.connect("build-finished", copy_records)
