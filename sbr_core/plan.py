@@ -37,12 +37,17 @@ FIELDS = {  # of a row, and what each holds
 
 @dataclass(frozen=True)
 class Job:
-    """One run that the plan wants: a recipe (with its variant) on a dataset with a seed."""
+    """One run that the plan wants: a recipe (with its variant) on a dataset with a seed.
+
+    Args:
+        changes: what the row changes of the published recipe, as `varied` takes it.
+    """
 
     recipe: Recipe
     dataset: str
     seed: int
     why: str = ""
+    changes: dict = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def file(self) -> str:
@@ -83,7 +88,7 @@ def _jobs_of(row: object) -> Iterator[Job]:
             changes = {key: row[key] for key in ("variant", "arguments", "config", "select") if key in row}
             found = varied(system, dataset, **changes)
             for seed in row.get("seeds", [0]):
-                yield Job(found, dataset, seed, row.get("why", ""))
+                yield Job(found, dataset, seed, row.get("why", ""), changes)
 
 
 def _check(row: object) -> None:

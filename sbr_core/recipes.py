@@ -188,8 +188,9 @@ _DGTN = Recipe(
 )
 
 
-def _demo(model: str, epochs: int, lr: float, lr_every: int, **arguments) -> Recipe:
-    config = TrainConfig(epochs=epochs, batch_size=100, lr=lr, lr_decay=0.15, lr_every=lr_every, l2=0.0)
+def _demo(model: str, epochs: int, lr: float, lr_every: int, trained: dict | None = None, **arguments) -> Recipe:
+    fields = {"batch_size": 100, "lr_decay": 0.15, "l2": 0.0} | (trained or {})
+    config = TrainConfig(epochs=epochs, lr=lr, lr_every=lr_every, **fields)
     return Recipe(model, arguments, config, _OURS)
 
 
@@ -219,10 +220,11 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("stamp", "demo"): _demo("stamp", 4, 5e-3, 3, dim=100, add_mean=True, biases=False, clip_norm=1.5),
     ("repeatnet", "demo"): _demo("repeatnet", 2, 6e-3, 1, dim=64, dropout=0.1),
     ("csrm", "demo"): _demo(
-        "csrm", 2, 6e-3, 1, dim=64, neighbours=64, capacity=1000, layer_norm=True, input_dropout=0.1, dropout=0.1
+        "csrm", 2, 6e-3, 1, {"batches": "chronological"},
+        dim=64, neighbours=64, capacity=1000, layer_norm=True, input_dropout=0.1, dropout=0.1,
     ),
     ("tagnn", "demo"): _demo("tagnn", 3, 6e-3, 2, dim=64),
-    ("tagnn++", "demo"): _demo("tagnn++", 3, 4e-3, 2, dim=64),
+    ("tagnn++", "demo"): _demo("tagnn++", 3, 4e-3, 2, {"agc": "nfnet"}, dim=64),
     ("lgsr", "demo"): _demo(
         "lgsr", 3, 5e-3, 2, **_LGSR.arguments | {"dim": 64, "dropout": 0.1, "negatives": 64, "pairs_per_pass": 0.1}
     ),

@@ -14,7 +14,6 @@ import pandas as pd
 from sbr_core import plan, records
 from sbr_core.config import TrainConfig
 from sbr_core.plan import Job
-from sbr_core.recipes import recipe
 from sbr_core.recipes_variants import variants_of
 
 PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
@@ -53,7 +52,8 @@ def jobs_for(
             more = ", ".join(each for each in published if each.startswith(f"{system}--"))
             more = f"; published are {more}" if more else ""
             raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}{more}")
-        changes = {"variant": variant} | _changed(defined[name]) if name in defined else {}
+        rows = defined.get(name, {})
+        changes = rows.get(dataset) or next(iter(rows.values()), {})  # elsewhere as the plan's first row has it
         found = published.get(name) or plan.varied(system, dataset, **changes)
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
         jobs += [Job(found, dataset, seed) for seed in seeds_of(seeds)]
@@ -74,19 +74,13 @@ def seeds_of(given: object) -> list[int]:
 
 
 @lru_cache(maxsize=2)
-def _defined(path: Path, changed: int) -> dict[str, Job]:
-    """The variants of a plan by their names; read again when the file has changed."""
-    jobs = (job for job in plan.read(path) if job.recipe.variant)
-    return {_name(job.recipe.model, job.recipe.variant): job for job in jobs}
-
-
-def _changed(job: Job) -> dict:
-    """In what a variant departs from its recipe, as `plan.varied` takes it."""
-    plain = recipe(job.recipe.model, job.dataset)
-    arguments = {key: value for key, value in job.recipe.arguments.items() if plain.arguments.get(key) != value}
-    before, after = dataclasses.asdict(plain.config), dataclasses.asdict(job.recipe.config)
-    config = {key: value for key, value in after.items() if before[key] != value}
-    return {"arguments": arguments, "config": config, "select": job.recipe.select}
+def _defined(path: Path, changed: int) -> dict[str, dict[str, dict]]:
+    """The variants of a plan: name -> dataset -> what they change; read again when the file has changed."""
+    found: dict[str, dict[str, dict]] = {}
+    for job in plan.read(path):
+        if job.recipe.variant:
+            found.setdefault(_name(job.recipe.model, job.recipe.variant), {}).setdefault(job.dataset, job.changes)
+    return found
 
 
 def command(system: str, dataset: str, seed: int, variant: str = "", **given) -> str:

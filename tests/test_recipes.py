@@ -145,6 +145,13 @@ def test_no_variant_of_the_plan_has_the_name_of_a_published_one():
     assert names.isdisjoint((model, name) for (model, _), found in VARIANTS.items() for name in found)
 
 
+def test_every_variant_of_the_plan_departs_from_its_recipe():
+    for job in plan.read(Path(__file__).parents[1] / "book" / "plan.toml"):
+        plain = recipe(job.recipe.model, job.dataset)
+        same = (job.recipe.arguments, job.recipe.config) == (plain.arguments, plain.config)
+        assert not (job.recipe.variant and same), f"{job.file} would train its own recipe a second time"
+
+
 def test_the_origin_says_where_a_recipe_departs_from_what_is_printed():
     assert all(text in recipe("gru4rec", "diginetica").source for text in ("batch 128, 8 epochs", "last 25 clicks"))
     assert all(text in recipe("stamp", "yoochoose1_64").source for text in ("clipped at norm 150", "110 (Diginetica)"))

@@ -158,6 +158,15 @@ def test_the_committed_records_are_of_what_the_book_would_run_today():
     assert len(paths) > 80
 
 
+def test_a_variant_is_what_its_row_says_even_where_a_recipe_has_some_of_it_already(tmp_path):
+    row = '[[rows]]\nsystems = ["dgtn"]\nvariant = "no-neighbours"\narguments = {inter = "none", fusion = "max"}\n'
+    (tmp_path / "plan.toml").write_text(row + 'datasets = ["demo", "yoochoose1_64"]\n')
+    assert recipe("dgtn", "demo").arguments["fusion"] == "max" != recipe("dgtn", "yoochoose1_64").arguments["fusion"]
+    for dataset in ("demo", "yoochoose1_64", "diginetica"):
+        (job,) = rerun.jobs_for(["dgtn--no-neighbours"], dataset, path=tmp_path / "plan.toml")
+        assert (job.recipe.arguments["inter"], job.recipe.arguments["fusion"]) == ("none", "max")
+
+
 def test_what_is_missing_comes_with_its_command(path, tmp_path):
     jobs = plan.read(path)
     (tmp_path / jobs[0].file).write_text("{}")

@@ -369,3 +369,7 @@ def test_the_recipe_is_the_public_codes(dataset):
     assert (model.layer_norm, model.memory_at_test, model.input_dropout.p, model.dropout.p) == (True, "off", 0.25, 0.5)
     assert (config.batch_size, config.lr, config.lr_every, config.l2) == (512, 5e-4, None, 0.0)
     assert (config.batches, config.clip_grad) == ("chronological", None)
+
+
+def test_on_the_demo_shop_too_the_memory_is_filled_in_the_order_of_the_log():
+    assert recipe("csrm", "demo").config.batches == "chronological"
