@@ -25,17 +25,19 @@ COLOURS = {HELD: "#b9d3c3", NOT_HELD: "#e8b4ad", OPEN: "#f3ead2", MISSING: "#fff
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of a paper of the form "this system is better than these".
+    """One sentence of a paper of the form "this system is better than these", or "no other than these".
 
     Args:
         text: the claim, in a few words.
         better: the system that is said to be better.
         worse: the systems that it is said to be better than, all of them.
+        within: if given, the claim is that `better` and each of `worse` lie within so many points of each other.
     """
 
     text: str
     better: str
     worse: str | tuple[str, ...]
+    within: float | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -99,18 +101,25 @@ def _of_sessions(one: pd.Series, other: pd.Series, metric: str, resamples: int) 
     return half, half, "intervals"
 
 
-def verdict(found: Difference | None) -> str:
-    """What a difference says about "the first is better"."""
+def verdict(found: Difference | None, within: float | None = None) -> str:
+    """What a difference says about "the first is better", or about "they lie within so many points of each other"."""
     if found is None:
         return MISSING
-    return HELD if found.low > 0 else NOT_HELD if found.high < 0 else OPEN
+    inside, outside = _room(found, within)
+    return HELD if inside > 0 else NOT_HELD if outside > 0 else OPEN
+
+
+def _room(found: Difference, within: float | None) -> tuple[float, float]:
+    """How far the interval lies inside of what the claim allows, and how far outside of it; negative if it does not."""
+    lower, upper = (0.0, np.inf) if within is None else (-within, within)
+    return min(found.low - lower, upper - found.high), max(lower - found.high, found.low - upper)
 
 
 def judge(claim: Claim, found: pd.DataFrame, dataset: str, metric: str) -> dict:
     """One claim on one dataset by one metric.
 
-    A claim against several is held if it holds against each, and not held as soon as one of them is better; if neither
-    is so and a run is missing, it is not recorded.
+    A claim against several is held if it holds against each, and not held as soon as it fails against one of them; if
+    neither is so and a run is missing, it is not recorded.
 
     Returns:
         claim, dataset, metric, verdict, against (of those recorded the other that decides), missing (systems
@@ -121,10 +130,10 @@ def judge(claim: Claim, found: pd.DataFrame, dataset: str, metric: str) -> dict:
     if len(runs_of(found, claim.better, dataset)) == 0:
         missing = [claim.better]
     recorded = {other: pair for other, pair in pairs.items() if pair is not None}
-    each = [verdict(pair) for pair in recorded.values()]
+    each = [verdict(pair, claim.within) for pair in recorded.values()]
     said = NOT_HELD if NOT_HELD in each else MISSING if missing else OPEN if OPEN in each else HELD
-    bound = "high" if said == NOT_HELD else "low"
-    against = min(recorded, key=lambda other: getattr(recorded[other], bound), default="")
+    rooms = {other: _room(pair, claim.within) for other, pair in recorded.items()}
+    against = min(rooms, key=lambda other: -rooms[other][1] if said == NOT_HELD else rooms[other][0], default="")
     pair = recorded.get(against, Difference(np.nan, np.nan, np.nan, ""))
     row = {"claim": claim.text, "dataset": dataset, "metric": metric, "verdict": said, "against": against}
     row |= {"missing": tuple(missing), "difference": pair.difference, "low": pair.low, "high": pair.high}

@@ -263,11 +263,11 @@ def study(
     name: Annotated[str, typer.Argument(help="Such as softmax, speed or scale; a wrong name lists them all.")],
     datasets_: Annotated[str, typer.Option("--datasets", help="Datasets, separated by commas.")] = "demo",
     models: Annotated[str | None, typer.Option(help="Systems of speed (default: neural ones) or of blend.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of the checkpoints that blend and stream read.")] = Path("runs"),
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints, for blend, stream, attention.")] = Path("runs"),
     output: Annotated[Path | None, typer.Option(help="File to write (the book reads book/results/studies).")] = None,
 ) -> None:
     """A measurement of the book that is not a run: inputs that look alike, the softmax, the speed of all systems."""
-    from sbr_core import blend, data_studies, leaks, retrieval_study, scaling, studies
+    from sbr_core import attention_study, blend, data_studies, leaks, retrieval_study, scaling, speed, studies
 
     names = datasets_.split(",")
     known = {
@@ -281,7 +281,11 @@ def study(
         "retrieval": retrieval_study.retrieval_study,
         "blend": lambda: [blend.blend_study(work, (models or "sr-gnn,stan").split(","), name) for name in names],
         "stream": lambda: [leaks.stream_study(work, name) for name in names],
-        "speed": lambda: studies.speed_study(models.split(",") if models else None, names),
+        "attention": lambda: [attention_study.attention_study(work, name) for name in names],
+        "walks": lambda: [scaling.walk_study(name) for name in names],
+        "speed": lambda: speed.speed_study(models.split(",") if models else None, names),
+        "targets": speed.targets_study,
+        "parts": lambda: [speed.parts_study(each, name) for name in names for each in (models or "sr-gnn").split(",")],
         "ties": lambda: data_studies.ties_study(names),
         "click-order": lambda: data_studies.click_order_study(names),
     }

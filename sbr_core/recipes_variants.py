@@ -100,6 +100,13 @@ for _dataset in ("yoochoose1_64", "diginetica"):
         {"dim": 120, "blocks": 5, "omega": 0.6}, batch_size=50,
     )  # fmt: skip
     _add(
+        "transformer", _dataset, "sr-san",
+        "public code of SR-SAN: d 96, 2 heads, dropout 0.1, 12 epochs, neither positions nor a causal mask; it attends "
+        "over the distinct items by number and a padding node and normalises after each half, here over the clicks, "
+        "padding masked, and before",
+        {"dim": 96, "heads": 2, "dropout": 0.1, "positions": "none", "causal": False}, epochs=12,
+    )  # fmt: skip
+    _add(
         "stamp", _dataset, "paper",
         "STAMP paper, by memory: m_a without m_s, biases, rate 0.005 without decay, batch 512, 30 epochs; all else as "
         "in the recipe",

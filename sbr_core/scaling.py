@@ -15,15 +15,17 @@ from types import MappingProxyType
 import torch
 from tqdm.auto import tqdm
 
-from sbr_core import datasets, synthetic
+from sbr_core import datasets, recipes, synthetic
 from sbr_core.bench import endless
 from sbr_core.config import TrainConfig
 from sbr_core.evaluate import evaluate
+from sbr_core.graphs import global_graph
 from sbr_core.losses import least_rows
 from sbr_core.models import build
 from sbr_core.records import peak_rss_mb
 from sbr_core.run_state import Run
 from sbr_core.train import fit, make_order, train_step
+from sbr_core.walks import edges, random_walks
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SAMPLES = {"negatives": 512}
@@ -219,3 +221,48 @@ def slope(rows: list[dict], value: str = "seconds_per_1000") -> float:
         raise ValueError("a slope wants at least two sizes of the catalogue")
     x_mean, y_mean = (statistics.mean(axis) for axis in zip(*points, strict=True))
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
+
+
+def walk_study(name: str, steps: int = 30) -> dict:
+    """What the walks of LGSR cost in the graph of a log's training sessions, and the pairs that they give skip-gram.
+
+    Seconds are of the processor: on one thread, what a clock shows on a machine that does nothing else.
+
+    Returns:
+        items; nodes (those with an edge), edges; rounds, length, walks and their seconds, the graph not included; pairs
+        of a full pass; made and trained (pairs a second, read from the walks and learned from as the recipe says).
+    """
+    recipe = recipes.recipe("lgsr", name)
+    data = datasets.load(name)
+    graph = global_graph(data.train)
+    begun = time.process_time()
+    walks = random_walks(graph)
+    seconds = time.process_time() - begun
+    torch.manual_seed(0)
+    model = build("lgsr", data.num_items, **recipe.arguments)
+    model.prepare(data.train)
+    task, pairs = model.auxiliary_tasks()[0], model.skipgram.pairs
+    (optimizer,) = task.make_optimizers()
+
+    def train(step: int) -> None:
+        optimizer.zero_grad()
+        task.loss(0, step).backward()
+        optimizer.step()
+
+    row = {"study": "walks", "dataset": name, "fingerprint": data.fingerprint, "items": data.num_items}
+    row |= {"nodes": len(walks) // model.skipgram.rounds, "edges": len(edges(graph)[0]), "walks": len(walks)}
+    row |= {"rounds": model.skipgram.rounds, "length": walks.shape[1], "seconds": seconds, "pairs": len(pairs)}
+    row |= {"made": _pairs_a_second(lambda step: pairs.batch(0, step), pairs.size, steps)}
+    row |= {"trained": _pairs_a_second(train, pairs.size, steps), "dim": model.dim}
+    row |= {"negatives": model.skipgram.negatives}
+    return row | {"device": f"CPU, {torch.get_num_threads()} threads", "torch": torch.__version__}
+
+
+def _pairs_a_second(work: Callable[[int], object], size: int, steps: int) -> float:
+    """Pairs of a step over the median seconds of a step, the first left out."""
+    seconds = []
+    for step in range(steps + 1):
+        begun = time.process_time()
+        work(step)
+        seconds.append(time.process_time() - begun)
+    return size / statistics.median(seconds[1:])

@@ -4,12 +4,11 @@ Shapes: S sessions, E examples.
 """
 
 import json
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, product
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,10 +20,11 @@ from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
 from sbr_core.losses import least_rows
-from sbr_core.models import MODELS, SessionModel, build
+from sbr_core.models import build
 from sbr_core.run_state import Run
 from sbr_core.samplers import click_counts
 from sbr_core.sessions import Sessions, Windows
+from sbr_core.sources import FINGERPRINTS
 from sbr_core.tables import compare
 from sbr_core.train import fit, make_order, train_step
 
@@ -243,22 +243,23 @@ def _movement(moved: Tensor, named: Tensor) -> dict:
     }
 
 
-def speed_study(models: list[str] | None, names: list[str], steps: int = 20) -> list[dict]:
-    """What `sbr bench` measures of every system on every dataset, each in a process of its own (for its memory).
-
-    Args:
-        models: None for all neural ones.
+def read_study(path: Path | str) -> dict | list | None:
+    """What ``sbr study --output`` wrote; None if there is no such file.
 
     Raises:
-        RuntimeError: if a benchmark fails.
+        ValueError: if the file is not JSON, or a part of it ran on other data than the records of the book.
     """
-    neural = [system for system, cls in MODELS.items() if issubclass(cls, SessionModel)]
-    rows = []
-    for name in names:
-        for model in neural if models is None else models:
-            command = [sys.executable, "-m", "sbr_core", "bench", "--model", model, "--dataset", name]
-            done = subprocess.run([*command, "--steps", str(steps), "--json"], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"the benchmark of {model} on {name} failed: {done.stderr.strip()}")
-            rows.append(json.loads(done.stdout))
-    return rows
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a study: {error}") from error
+    listed = isinstance(found, list)
+    parts = [(row.get("dataset"), row) for row in found] if listed else found.get("datasets", {}).items()
+    for name, part in parts:
+        held, known = part.get("fingerprint"), FINGERPRINTS.get(name)
+        if held and known and held != known:
+            raise ValueError(f"{path}: its fingerprint {held[:12]}... is not that of {name}: it ran on other data")
+    return found

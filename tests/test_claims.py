@@ -13,10 +13,12 @@ SESSION = torch.arange(600) // 3
 
 def put(folder, system, ranks=None, seed=0, dataset="demo", mrr=20.0, half=0.5):
     """A record in the folder, with its ranks if given; the metrics are then those of the ranks."""
+    hr = mrr
     if ranks is not None:
-        mrr = 100 * (1 / ranks).where(ranks <= 20, torch.tensor(0.0)).mean().item()
+        inside = (ranks <= 20).double()
+        hr, mrr = (100 * values.mean().item() for values in (inside, inside / ranks))
     name, _, variant = system.partition("--")
-    path = toys.put(folder, toys.record(name, dataset, seed, variant, mrr + 1, mrr + 1, half))
+    path = toys.put(folder, toys.record(name, dataset, seed, variant, hr + 1, mrr + 1, half))
     if ranks is not None:
         records.write_ranks(records.ranks_path(path), ranks, SESSION)
 
@@ -71,6 +73,16 @@ def test_without_ranks_the_intervals_of_both_are_added(folder):
     assert [row["low"], row["high"]] == pytest.approx([1 - np.hypot(0.5, 0.5), 1 + np.hypot(0.5, 0.5)])
     put(folder, "gru4rec", mrr=30.6, dataset="diginetica")
     assert said(Claim("c", "gru4rec", "stamp"), folder, "diginetica")["verdict"] == OPEN
+
+
+@pytest.mark.parametrize("better,worse", [("gru4rec", "stamp"), ("stamp", "gru4rec")])
+def test_a_claim_of_no_difference_wants_the_whole_interval_within_its_points(folder, better, worse):
+    low, high = 1 - np.hypot(0.5, 0.5), 1 + np.hypot(0.5, 0.5)
+    for within, expected in ((high + 0.01, HELD), (high - 0.01, OPEN), (low + 0.01, OPEN), (low - 0.01, NOT_HELD)):
+        assert said(Claim("c", better, worse, within), folder, "diginetica")["verdict"] == expected
+    row = said(Claim("c", better, (worse, "pop"), 2.0), folder, "diginetica")
+    assert row["verdict"] == NOT_HELD and row["against"] == "pop"
+    assert said(Claim("c", better, (worse, "lgsr"), 2.0), folder, "diginetica")["verdict"] == MISSING
 
 
 def test_several_seeds_widen_the_interval_by_their_own(folder):

@@ -90,6 +90,8 @@ PRINTED = [  # (model, datasets, variant, fields as the specs print them)
      GATED | {"dim": 120, "batch_size": 50, "blocks": 4, "share_blocks": True, "omega": 0.52, "dropout": 0.2}),
     ("transformer", "yoochoose1_64 diginetica", "",
      {"dim": 100, "heads": 2, "blocks": 1, "positions": "end", "max_positions": 50, "l2": 1e-5} | STEPPED),
+    ("transformer", "yoochoose1_64 diginetica", "sr-san",
+     {"dim": 96, "heads": 2, "dropout": 0.1, "positions": "none", "batch_size": 100, "epochs": 12}),
     ("gru4rec-2016", "yoochoose1_64 diginetica", "",
      FIRST | {"batch_size": 50, "loss": "top1", "dropout_hidden": 0.5, "lr": 0.01,
               "batches_arguments": {"end": "cut"}}),

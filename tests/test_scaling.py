@@ -111,3 +111,14 @@ def test_slope_of_a_power_law(power):
 def test_one_size_has_no_slope():
     with pytest.raises(ValueError, match="at least two sizes"):
         scaling.slope([{"items": 10, "seconds_per_1000": 1.0}])
+
+
+def test_the_walks_are_counted_and_their_pairs_timed(monkeypatch):
+    monkeypatch.setattr(scaling.recipes, "recipe", lambda *_: SimpleNamespace(arguments={"dim": 8, "negatives": 8}))
+    row = scaling.walk_study("demo", steps=2)
+    data = scaling.datasets.load("demo")
+    graph = scaling.global_graph(data.train)
+    source, destination, _ = scaling.edges(graph)
+    assert row["nodes"] == len(set(source.tolist()) | set(destination.tolist())) and row["edges"] == len(source)
+    assert (row["rounds"], row["length"], row["walks"]) == (13, 50, 13 * row["nodes"])
+    assert row["pairs"] <= row["walks"] * (8 * 50 * 2 - 8 * 9) and row["made"] > row["trained"] > 0 <= row["seconds"]

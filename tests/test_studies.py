@@ -1,5 +1,6 @@
 """The book's measurements: what collides is counted right, and the others return what the book reads."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -54,11 +55,6 @@ def test_the_study_of_a_dataset_holds_what_the_book_reads():
     assert found["collisions"].keys() == studies.VIEWS.keys()
 
 
-def test_the_study_of_speed_measures_each_system_in_its_own_process():
-    (row,) = studies.speed_study(["stamp"], ["demo"], steps=2)
-    assert (row["model"], row["dataset"], row["steps"]) == ("stamp", "demo", 2) and row["examples_per_second"] > 0
-
-
 def test_the_study_of_the_softmax_has_a_row_per_catalogue():
     rows = studies.softmax_study((50, 60))["softmax"]
     assert [row["num_items"] for row in rows] == [50, 60]
@@ -104,3 +100,28 @@ def test_the_study_of_table_optimizers_measures_accuracy_and_movement(monkeypatc
     assert still["against"]["low"] < gap < still["against"]["high"]
     rare = sum(group["examples"] for group in row["groups"] if group["to"] is not None and group["to"] < 10)
     assert 0 < still["against, rare"]["examples"] <= rare < 50
+
+
+def test_every_study_of_the_book_is_read_and_one_that_is_not_there_is_none(request, tmp_path):
+    paths = sorted((request.config.rootpath / "book" / "results" / "studies").glob("*.json"))
+    assert paths and [studies.read_study(path) for path in paths] == [json.loads(path.read_text()) for path in paths]
+    assert studies.read_study(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("shape", ["rows", "datasets"])
+def test_a_study_of_other_data_is_refused_by_name(tmp_path, shape):
+    part, path = {"fingerprint": "0" * 64}, tmp_path / "edited.json"
+    for name, refused in (("demo", True), ("my shop", False)):
+        found = [{"dataset": name} | part] if shape == "rows" else {"datasets": {name: part}}
+        path.write_text(json.dumps(found))
+        if refused:
+            with pytest.raises(ValueError, match="edited.json: its fingerprint 000000000000... is not that of demo"):
+                studies.read_study(path)
+        else:
+            assert studies.read_study(path) == found
+
+
+def test_a_study_that_is_not_json_is_refused_by_name(tmp_path):
+    (tmp_path / "cut.json").write_text("[{")
+    with pytest.raises(ValueError, match="cut.json is not a study"):
+        studies.read_study(tmp_path / "cut.json")
