@@ -68,6 +68,9 @@ def clip_gradients(
 def agc(model: nn.Module, mode: str, limit: float = 0.01, eps: float = 1e-3) -> Callable[[], None]:
     """`clip_gradients` of the parameters that `mode` clips, as a function to be called before the optimizers step.
 
+    A function and no wrapper around an optimizer: a run has up to three optimizers, and all gradients are clipped once,
+    before the first of them steps.
+
     Raises:
         ValueError: if the model has a further table that is only looked up: its gradient is always sparse.
     """

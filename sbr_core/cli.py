@@ -221,9 +221,9 @@ def replicate(
     models: Annotated[str | None, typer.Option(help="Systems or variants (tagnn--average) of the plan.")] = None,
     datasets_: Annotated[str | None, typer.Option("--datasets", help="Of the plan's; with --models: demo.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Of the plan's, separated by commas; with --models: 0.")] = None,
-    plan_: Annotated[Path | None, typer.Option("--plan", help="A plan to follow, such as book/plan.toml.")] = None,
+    plan_: Annotated[Path | None, typer.Option("--plan", help=f"A plan to follow, such as {PLAN}.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what is recorded, what is missing, its time.")] = False,
-    budget: Annotated[str | None, typer.Option(help="As many missing runs, in order, as fit: 20m, 2h.")] = None,
+    budget: Annotated[str | None, typer.Option(help=f"As many missing runs of {PLAN} as fit: 20m, 2h.")] = None,
     package: Annotated[Path | None, typer.Option(help="Put new records here, not among --results.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs.")] = 1,
     epochs: Epochs = None,
@@ -239,8 +239,8 @@ def replicate(
     from sbr_core import plan, work_package
     from sbr_core.replicate import run_all, run_with_workers
 
-    if models is None and plan_ is None and not list_:
-        raise ValueError(f"say what to run: --models and --datasets, or --plan {PLAN} (--list shows it)")
+    if models is None and plan_ is None and not (list_ or budget):
+        raise ValueError(f"say what to run: --models and --datasets, --budget 2h, or --plan {PLAN} (--list shows it)")
     jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision)
     jobs = plan.without_select(jobs) if final_only else jobs
     seconds, of_plan = plan.parse_budget(budget) if budget else None, models is None
