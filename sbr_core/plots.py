@@ -201,7 +201,7 @@ def accuracy_against_cost(
         ax.axhline(ceiling, color=COLOURS["ceiling"], linewidth=1.4)
         ax.text(0.01, ceiling, f"best possible: {ceiling:.2f}", transform=ax.get_yaxis_transform(), va="bottom")
     ax.set(xscale="log", xlabel=cost, ylabel=f"{metric} (%)")
-    ax.margins(0.12, 0.12)
+    ax.margins(0.32, 0.12)  # room for the longest name beside the leftmost mark
     ax.grid(axis="y")
     label_points(ax, points, bold=front)
     return ax
