@@ -194,7 +194,7 @@ def state(job: Job, folder: Path) -> tuple[str, str]:
 
 def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]:
     """The runs without a record, in the plan's order; with `renew` also those whose record falls short of the plan
-    (`records.falls_short`).
+    (`records.lacks`).
 
     Raises:
         ValueError: naming every record that cannot be read.
@@ -205,7 +205,7 @@ def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]
     short = {
         job.file
         for job, found, _ in states
-        if renew and found != "missing" and records.falls_short(folder / job.file, job.recipe)
+        if renew and found != "missing" and records.lacks(folder / job.file, job.recipe)
     }
     return [job for job, found, _ in states if found == "missing" or job.file in short]
 

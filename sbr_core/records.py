@@ -105,18 +105,22 @@ def unpicked(record: dict, recipe: Recipe) -> bool:
     return recipe.select and "select" not in runs and len(runs["final"]) > 1
 
 
-def falls_short(path: Path, recipe: Recipe) -> bool:
-    """Whether a record has fewer epochs than asked, no select run where one is asked, is of bf16 where fp32 is asked,
-    or has no ranks beside it.
+def lacks(path: Path, recipe: Recipe) -> list[str]:
+    """What a record holds less than its run asks for, in words: epochs, a select run, float32, the ranks beside it.
 
-    One with more epochs than asked does not fall short, nor one with a select run of what is asked without.
+    One with more epochs than asked lacks nothing, nor does one with a select run of what is asked without.
     """
     record, config = read(path), recipe.config
     held = record["recipe"]["config"]
     if held["epochs"] > config.epochs or ("select" in record["runs"] and not recipe.select):
-        return False
-    rough = held.get("precision", "fp32") != config.precision == "fp32"
-    return held["epochs"] < config.epochs or unpicked(record, recipe) or rough or not ranks_path(path).exists()
+        return []
+    parts = {
+        f"{held['epochs']} of {config.epochs} epochs": held["epochs"] < config.epochs,
+        "no select run": unpicked(record, recipe),
+        "bf16": held.get("precision", "fp32") != config.precision == "fp32",
+        "no ranks": not ranks_path(path).exists(),
+    }
+    return [words for words, missing in parts.items() if missing]
 
 
 def set_aside(path: Path) -> Path:

@@ -92,7 +92,7 @@ def replicate(
     Args:
         work: folder of the checkpoints.
         results: folder of the records; the ranks of the honest epoch go into its folder ``ranks``.
-        renew: a record that falls short (`records.falls_short`) is no reason to stop; it is set aside at the end.
+        renew: a record that falls short (`records.lacks`) is no reason to stop; it is set aside at the end.
 
     Returns:
         The record's file. One that is there already is left alone otherwise: records are append-only.
@@ -125,7 +125,7 @@ def _stands(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, r
     if not path.exists():
         return False
     departs = records.check_same(path, recipe, config, dataset.fingerprint)
-    short = records.falls_short(path, recipe)
+    short = bool(records.lacks(path, recipe))
     if renew and short:
         return False
     departs |= {"no": "select run"} if records.unpicked(records.read(path), recipe) else {}

@@ -195,7 +195,7 @@ def missing(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:
 
 
 def short(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:
-    """The runs of a plan whose record holds less than the plan asks for (`records.falls_short`), in its order.
+    """The runs of a plan whose record holds less than the plan asks for (`records.lacks`), in its order.
 
     Returns:
         Columns system (with its variant), dataset, seed, lacks (in words), command (that makes the fuller one).
@@ -203,20 +203,10 @@ def short(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:
     rows = []
     for job in jobs:
         path = folder / job.file
-        if path.exists() and records.falls_short(path, job.recipe):
+        if path.exists() and (less := records.lacks(path, job.recipe)):
             shown = {"system": _name(job.recipe.model, job.recipe.variant), "dataset": job.dataset, "seed": job.seed}
-            rows.append(shown | {"lacks": _lacks(path, job), "command": _command_of(job, renew=True)})
+            rows.append(shown | {"lacks": ", ".join(less), "command": _command_of(job, renew=True)})
     return pd.DataFrame(rows, columns=["system", "dataset", "seed", "lacks", "command"])
-
-
-def _lacks(path: Path, job: Job) -> str:
-    """What a record has less than its run of the plan, in words."""
-    record = records.read(path)
-    held, planned = record["recipe"]["config"], job.recipe.config
-    parts = [f"{held['epochs']} of {planned.epochs} epochs"] if held["epochs"] < planned.epochs else []
-    parts += ["no select run"] if records.unpicked(record, job.recipe) else []
-    parts += ["bf16"] if held.get("precision", "fp32") != planned.precision == "fp32" else []
-    return ", ".join(parts + ([] if records.ranks_path(path).exists() else ["no ranks"]))
 
 
 def _command_of(job: Job, **given) -> str:
