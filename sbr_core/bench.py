@@ -46,9 +46,9 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
 
     Returns:
         step_ms and floor_ms (medians), mean_step_ms, floor_ratio (median of the per-pair ratios), examples_per_second
-        (mean examples of a batch by the median step), mean_width (mean L of the batches timed), parameters (how many
-        numbers are trained), loss and table_optimizer by name, peak_rss_mb and on a GPU peak_device_mb (of data, model
-        and one step); with auxiliary tasks what `bench_tasks` returns.
+        (of all steps together: the few batches of long sessions take several medians), mean_width (mean L of the
+        batches timed), parameters (how many numbers are trained), loss and table_optimizer by name, peak_rss_mb and on
+        a GPU peak_device_mb (of data, model and one step); with auxiliary tasks what `bench_tasks` returns.
     """
     if steps < 1:
         raise ValueError(f"at least one step must be timed, got steps={steps}")
@@ -62,22 +62,21 @@ def bench_training(model: nn.Module, train: Windows, config: TrainConfig, steps:
     step_times, floor_times, widths, sizes = [], [], [], []
     for number in range(warmup + steps):
         batch = next(source)
-        step_ms = _timed(
+        step_ms = timed(
             partial(train_step, model, run.loss, run.optimizers, batch, run.encode, run.clip), train.device
         )
-        floor_ms = _timed(floor, train.device)
+        floor_ms = timed(floor, train.device)
         if number >= warmup:
             step_times.append(step_ms)
             floor_times.append(floor_ms)
             widths.append(batch.items.shape[1])
             sizes.append(len(batch))
-    step_ms = statistics.median(step_times)
     return {
-        "step_ms": step_ms,
+        "step_ms": statistics.median(step_times),
         "mean_step_ms": statistics.mean(step_times),
         "floor_ms": statistics.median(floor_times),
         "floor_ratio": statistics.median(s / f for s, f in zip(step_times, floor_times, strict=True)),
-        "examples_per_second": statistics.mean(sizes) / step_ms * 1e3,
+        "examples_per_second": sum(sizes) / sum(step_times) * 1e3,
         "mean_width": statistics.mean(widths),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "batch_size": config.batch_size,
@@ -135,7 +134,7 @@ def bench_tasks(run: Run, steps: int, warmup: int) -> dict:
         of_epoch, times = task.steps([]), []
         for number in range(warmup + steps if of_epoch else 0):
             step = partial(_task_step, task, run.task_optimizers[name], number % of_epoch)
-            times.append(_timed(step, run.train.device))
+            times.append(timed(step, run.train.device))
         if times:
             ms = statistics.median(times[warmup:])
             found |= {
@@ -159,7 +158,7 @@ def bench_evaluation(model: nn.Module, windows: Windows) -> dict:
     """
     if len(windows) * windows.num_items > MANY_SCORES:
         windows = windows[: max(1, MANY_SCORES // 4 // windows.num_items)]
-    seconds = _timed(lambda: evaluate(model, windows), windows.device) / 1e3
+    seconds = timed(lambda: evaluate(model, windows), windows.device) / 1e3
     return {
         "evaluation_s": seconds,
         "evaluation_ms_per_example": 1e3 * seconds / len(windows),
@@ -217,8 +216,8 @@ def _floor(model: nn.Module, dtype: torch.dtype, config: TrainConfig, rows: int 
     return work
 
 
-def _timed(work: Callable, device: torch.device) -> float:
-    """Milliseconds, the device's queue included."""
+def timed(work: Callable, device: torch.device) -> float:
+    """Milliseconds that `work()` takes, the queue of the device that it runs on included."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
@@ -254,7 +253,7 @@ def bench_softmax(
 
     for repeat in range(repeats + 2):
         for name, loss in losses.items():
-            milliseconds = _timed(lambda: work(loss), query.device)  # noqa: B023
+            milliseconds = timed(lambda: work(loss), query.device)  # noqa: B023
             if repeat >= 2:
                 times[name].append(milliseconds)
     medians = {name: statistics.median(values) for name, values in times.items()}

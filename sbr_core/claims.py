@@ -15,7 +15,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from sbr_core import records, rerun
-from sbr_core.tables import METRICS, compare, mean_interval
+from sbr_core.tables import METRICS, STUDENT, compare, mean_interval
 
 HELD, NOT_HELD, OPEN, MISSING = "held", "not held", "cannot be told apart", "not recorded"
 GAP = ["system", "dataset", "seed", "epochs", "of recipe's", "picked", "best HR@20", "best MRR@20"]
@@ -32,12 +32,14 @@ class Claim:
         better: the system that is said to be better.
         worse: the systems that it is said to be better than, all of them.
         within: if given, the claim is that `better` and each of `worse` lie within so many points of each other.
+        slack: the points that `better` may be behind; with it the claim is "no further behind than that".
     """
 
     text: str
     better: str
     worse: str | tuple[str, ...]
     within: float | None = None
+    slack: float = 0.0
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -101,17 +103,18 @@ def _of_sessions(one: pd.Series, other: pd.Series, metric: str, resamples: int) 
     return half, half, "intervals"
 
 
-def verdict(found: Difference | None, within: float | None = None) -> str:
-    """What a difference says about "the first is better", or about "they lie within so many points of each other"."""
+def verdict(found: Difference | None, within: float | None = None, slack: float = 0.0) -> str:
+    """What a difference says about "the first is better", "no further behind than `slack`", or "within so many points".
+    """
     if found is None:
         return MISSING
-    inside, outside = _room(found, within)
+    inside, outside = _room(found, within, slack)
     return HELD if inside > 0 else NOT_HELD if outside > 0 else OPEN
 
 
-def _room(found: Difference, within: float | None) -> tuple[float, float]:
+def _room(found: Difference, within: float | None, slack: float) -> tuple[float, float]:
     """How far the interval lies inside of what the claim allows, and how far outside of it; negative if it does not."""
-    lower, upper = (0.0, np.inf) if within is None else (-within, within)
+    lower, upper = (-slack, np.inf) if within is None else (-within, within)
     return min(found.low - lower, upper - found.high), max(lower - found.high, found.low - upper)
 
 
@@ -130,9 +133,9 @@ def judge(claim: Claim, found: pd.DataFrame, dataset: str, metric: str) -> dict:
     if len(runs_of(found, claim.better, dataset)) == 0:
         missing = [claim.better]
     recorded = {other: pair for other, pair in pairs.items() if pair is not None}
-    each = [verdict(pair, claim.within) for pair in recorded.values()]
+    each = [verdict(pair, claim.within, claim.slack) for pair in recorded.values()]
     said = NOT_HELD if NOT_HELD in each else MISSING if missing else OPEN if OPEN in each else HELD
-    rooms = {other: _room(pair, claim.within) for other, pair in recorded.items()}
+    rooms = {other: _room(pair, claim.within, claim.slack) for other, pair in recorded.items()}
     against = min(rooms, key=lambda other: -rooms[other][1] if said == NOT_HELD else rooms[other][0], default="")
     pair = recorded.get(against, Difference(np.nan, np.nan, np.nan, ""))
     row = {"claim": claim.text, "dataset": dataset, "metric": metric, "verdict": said, "against": against}
@@ -182,19 +185,42 @@ def tally(table: pd.DataFrame) -> dict[str, int]:
     return {said: int(counts.get(said, 0)) for said in COLOURS}
 
 
-def beyond_starts(table: pd.DataFrame, deviation: float) -> tuple[int, int]:
+def starts_apart(deviation: float, starts: int) -> float:
+    """How far two starts of one training lie apart in 5 % of the pairs, if runs vary by this deviation over seeds.
+
+    Args:
+        starts: of how many runs the deviation is (Student's t with one degree of freedom less; from 10 on that of 10,
+            which is a little too wide).
+    """
+    return STUDENT[min(starts - 1, len(STUDENT)) - 1] * 2**0.5 * deviation
+
+
+def beyond_starts(table: pd.DataFrame, deviation: float, starts: int) -> tuple[int, int]:
     """How many of the decided cells of `judged` are more than another start, and how many are decided.
 
-    A difference of two single runs counts if it is larger than 1.96 √2 deviations of a start: two starts of the same
-    training lie further apart in 5 % of the pairs. A difference over several seeds has the starts in its interval.
+    A difference of two single runs counts if it is larger than `starts_apart`. A difference over several seeds has the
+    starts in its interval.
 
     Args:
         table: what `judged` returned, by the metric of the deviation.
-        deviation: standard deviation of a start (of a run's metric over seeds), in points of percent.
+        deviation, starts: as `starts_apart` takes them.
     """
     decided = table[table.verdict.isin((HELD, NOT_HELD))]
-    large = decided.difference.abs() > 1.96 * 2**0.5 * deviation
+    large = decided.difference.abs() > starts_apart(deviation, starts)
     return int((large | decided.basis.str.contains("seeds")).sum()), len(decided)
+
+
+def most_started(found: pd.DataFrame, dataset: str, metric: str = "MRR@20") -> tuple[str, int, float] | None:
+    """Of the systems with several seeds the one with the most, then that which varies most; None if there is none.
+
+    Returns:
+        Its name, the number of its starts, and the standard deviation of its honest metric over them.
+    """
+    values = found[found.dataset == dataset].groupby(["system", "variant"])[f"honest {metric}"].agg(["size", "std"])
+    several = values[values["size"] > 1].sort_values(["size", "std"])
+    if several.empty:
+        return None
+    return "--".join(filter(None, several.index[-1])), int(several["size"].iloc[-1]), float(several["std"].iloc[-1])
 
 
 def starts_told(table: pd.DataFrame, found: pd.DataFrame, dataset: str = "yoochoose1_64") -> str:
@@ -203,19 +229,18 @@ def starts_told(table: pd.DataFrame, found: pd.DataFrame, dataset: str = "yoocho
     Args:
         table: what `judged` returned.
         found: rows of `tables.load`.
-        dataset: the deviation is the largest that a system with several seeds has on it.
+        dataset: on which `most_started` is looked up.
     """
-    deviations = found[found.dataset == dataset].groupby(["system", "variant"])["honest MRR@20"].std()
-    deviation = deviations.max()
-    if np.isnan(deviation):
+    if (known := most_started(found, dataset)) is None:
         return ""
-    name = "--".join(filter(None, deviations.idxmax()))
-    large, decided = beyond_starts(table[table.metric == "MRR@20"], deviation)
+    name, starts, deviation = known
+    large, decided = beyond_starts(table[table.metric == "MRR@20"], deviation, starts)
     return (
         f"Of the {decided} verdicts by MRR@20 on real logs that are held or not held, **{large}** "
-        f"rest{'s' * (large == 1)} on a difference of more than {1.96 * 2**0.5 * deviation:.1f} points. As far apart "
-        f"may lie two starts of one and the same training, if all systems vary as `{name}` did, by {deviation:.2f} "
-        "from start to start: see [chapter 44](44_scalable_losses_experiments.ipynb#what-another-start-is-worth), and "
+        f"rest{'s' * (large == 1)} on a difference of more than {starts_apart(deviation, starts):.1f} points. As far "
+        f"apart may lie two starts of one training, if all systems vary as `{name}` did: by {deviation:.2f} from start "
+        f"to start, a deviation that rests on {starts} starts (Student's t). See "
+        "[chapter 44](44_scalable_losses_experiments.ipynb#what-another-start-is-worth), and "
         "[chapter 29](29_side_by_side.ipynb#what-another-start-is-worth) for the demo shop."
     )
 

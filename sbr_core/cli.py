@@ -35,7 +35,9 @@ from sbr_core.cli_options import (
     fail,
     jobs_of,
     load_dataset,
+    parse_budget,
     recipe_of,
+    render,
     show,
     whole_numbers,
     write,
@@ -243,10 +245,10 @@ def replicate(
         raise ValueError(f"say what to run: --models and --datasets, --budget 2h, or --plan {PLAN} (--list shows it)")
     jobs = jobs_of(models, datasets_, seeds, plan_ or PLAN, epochs, precision)
     jobs = plan.without_select(jobs) if final_only else jobs
-    seconds, of_plan = plan.parse_budget(budget) if budget else None, models is None
+    seconds, of_plan = parse_budget(budget) if budget else None, models is None
     if list_:
         rows = plan.listing(jobs, results, device if device != "auto" else device_of(device))
-        print(json.dumps({"runs": rows}) if as_json else plan.render(rows, workers))
+        print(json.dumps({"runs": rows}) if as_json else render(rows, workers))
         return
     device, progress = device_of(device), sys.stderr.isatty()
     if seconds or package or of_plan:

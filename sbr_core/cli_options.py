@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -107,24 +106,32 @@ def whole_numbers(text: str, option: str) -> list[int]:
         raise ValueError(f"{option} takes whole numbers, separated by commas, got {text!r}") from None
 
 
+def parse_budget(text: str) -> float:
+    """ "20m", "90s", "2h" or "120" (seconds) -> seconds.
+
+    Raises:
+        ValueError: if the text is none of these.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        value = float(number) * units[unit]
+    except ValueError as error:
+        raise ValueError(f"a budget is a time such as 90s, 20m or 2h, got {text!r}") from error
+    if value <= 0:
+        raise ValueError(f"a budget must be positive, got {text!r}")
+    return value
+
+
 def config_fields(pairs: list[str] | None) -> dict:
     """Fields of `TrainConfig` from name=value pairs; a whole number will do where the field is a float.
 
     Raises:
         ValueError: no such field, or a value of another type.
     """
-    from sbr_core.config import TrainConfig
+    from sbr_core.plan import checked_fields
 
-    fields, kinds = parse_pairs(pairs, "--config"), {f.name: f.type for f in dataclasses.fields(TrainConfig)}
-    for key, value in fields.items():
-        if key not in kinds:
-            raise ValueError(f"--config has no field {key!r}; the fields are {', '.join(kinds)}")
-        if type(value) is int and isinstance(1.0, kinds[key]):
-            fields[key] = value = float(value)
-        right = isinstance(value, kinds[key]) and (kinds[key] is bool or not isinstance(value, bool))
-        if not right or isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--config {key} is {getattr(kinds[key], '__name__', kinds[key])}, got {value!r}")
-    return fields
+    return checked_fields(parse_pairs(pairs, "--config"), "--config")
 
 
 def device_of(name: str) -> str:
@@ -187,6 +194,34 @@ def jobs_of(
     if epochs is not None or precision is not None:
         raise ValueError(f"--epochs and --precision go with --models: the runs of {path} keep to their recipes")
     return plan.only(plan.read(path), datasets.split(",") if datasets else [], each)
+
+
+def render(rows: list[dict], workers: int = 1) -> str:
+    """The rows of `plan.listing`, one line a run, and sums: of what is missing, and of everything made from nothing."""
+    lines = []
+    for row in rows:
+        minutes = "      ?" if row["seconds"] is None else f"{row['seconds'] / 60:7.1f}"
+        text = f"{row['state']:15}{minutes} min {row['time']:10} {row['system']:28} {row['dataset']:19} {row['seed']}"
+        lines.append(text + (f"  {row['problem']}" if row["problem"] else ""))
+    counts = {"recorded": [], "shorter": [], "unreadable": [], "missing": []}
+    for row in rows:
+        counts[row["state"] if row["state"] in counts else "shorter"].append(row)
+    said = [f"{len(found)} {what}" for what, found in counts.items() if found or what in ("recorded", "missing")]
+    lines.append(f"{', '.join(said)}: {_hours(counts['missing'], workers)}")
+    lines.append(f"all {len(rows)} from nothing: {_hours(rows, workers)}")
+    return "\n".join(lines)
+
+
+def _hours(rows: list[dict], workers: int) -> str:
+    """The sum of their times in words."""
+    hours = sum(row["seconds"] or 0 for row in rows) / 3600
+    unknown = sum(row["seconds"] is None for row in rows)
+    estimated = sum(row["seconds"] or 0 for row in rows if row["time"] == "estimated") / 3600
+    alone = sum(row["undivided"] for row in rows) / 3600
+    text = f"{hours:.1f} hours, {estimated:.1f} of them estimated"
+    text += f", {(hours - alone) / workers + alone:.1f} with {workers} workers" if workers > 1 else ""
+    text += f", {alone:.1f} of them the card's own" if workers > 1 and alone else ""
+    return text + (f", and {unknown} runs of unknown length" if unknown else "")
 
 
 def write(text: str, output: Path | None) -> None:

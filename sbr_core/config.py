@@ -111,6 +111,11 @@ class TrainConfig:
                 "batches='session-parallel' reads whole sessions click by click: it wants augmentation='prefix' and "
                 f"max_len=None, got {self.augmentation!r} and {self.max_len}"
             )
+        if self.batches == "every-position" and self.keep == "first":
+            raise ValueError(
+                "batches='every-position' reads sessions of which every click is the label of those before it, and "
+                "keep='first' cuts the inputs away from their labels: set keep='last', or batches='examples'"
+            )
 
     def examples(self, sessions: Sessions, augment: bool = True) -> Windows:
         """The examples of these sessions under this configuration; test sessions always give their prefixes."""

@@ -3,11 +3,12 @@ without a record of its own, from an assumption about the card.
 
 The assumption: a step takes its host as long as the same system's step on the demo shop, where there is next to
 nothing to multiply, and the card does the work of a CPU at `GPU_FLOPS` where the CPU did it at `CPU_FLOPS`. Nothing of
-it has been measured on a card: such a time is called "estimated".
+it has been measured on a card: such a time is called "estimated". Processes that share a card share out the host's
+part, not the card's.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -56,6 +57,17 @@ class Costs:
             return found
         took = self._assumed(job) if self.card else self._benched(job)
         return took, "unknown" if took is None else "estimated"
+
+    def undivided(self, job) -> float:
+        """Of these seconds, those that several processes on one device cannot share out: the work of a card, which is
+        all but its start and the launches of its steps. 0 on a CPU, and where the time or the launches are unknown."""
+        took, host = (self.seconds(job)[0], self._host(job)) if self.card else (None, None)
+        return 0.0 if None in (took, host) else max(took - host, 0.0)
+
+    def total(self, jobs: Iterable, workers: int = 1) -> float:
+        """Seconds of all these runs whose time is known, in so many processes on one device."""
+        times = [(self.seconds(job)[0] or 0.0, self.undivided(job)) for job in jobs]
+        return sum(((took - alone) / workers + alone for took, alone in times), 0.0)
 
     def _recorded(self, job, known: list[dict]) -> tuple[float | None, str]:
         """From the record that is most like the run."""
@@ -130,11 +142,16 @@ class Costs:
 
     def _assumed(self, job) -> float | None:
         """On a card that nobody has tried: a CPU's work at the card's rate, and the launches of every step."""
-        took = self._recorded(job, self.on_cpu)[0]
+        took, host = self._recorded(job, self.on_cpu)[0], self._host(job)
         took = self._benched(job) if took is None else took
+        return took if None in (took, host) else took * CPU_FLOPS / GPU_FLOPS + host
+
+    def _host(self, job) -> float | None:
+        """Seconds of a card's host: its start and the launches of every step; None of a system that counts, and of a
+        dataset of unknown size."""
         examples = EXPECTED.get(job.dataset, {}).get("train_examples")
-        if took is None or examples is None or _counts(job.recipe):
-            return took
+        if examples is None or _counts(job.recipe):
+            return None
         passes = PASSES if job.recipe.select else 1.0
         demo = self.bench.get((job.recipe.model, "demo"), {})
         host = demo.get("step_ms", 1e3 * LAUNCH) * examples / job.recipe.config.batch_size
@@ -143,7 +160,7 @@ class Costs:
             walked = _walked(job.recipe.model, job.recipe.arguments) / usual
             steps = self._row(job).get("skip-gram_steps", 0.0)
             host += walked * steps * demo.get("skip-gram_step_ms", 1e3 * LAUNCH)
-        return START + took * CPU_FLOPS / GPU_FLOPS + passes * job.recipe.config.epochs * host / 1e3
+        return START + passes * job.recipe.config.epochs * host / 1e3
 
 
 def benchmark(folder: Path) -> dict[tuple[str, str], dict]:
@@ -154,7 +171,7 @@ def benchmark(folder: Path) -> dict[tuple[str, str], dict]:
 
 
 def speeds(folder: Path) -> dict[tuple[str, str], float]:
-    """Milliseconds of training per example with its auxiliary tasks, (system, dataset) -> median, as benchmarked."""
+    """Milliseconds of training per example with its auxiliary tasks, (system, dataset) -> mean, as benchmarked."""
     return {key: _milliseconds(row) for key, row in benchmark(folder).items()}
 
 

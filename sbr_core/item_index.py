@@ -27,9 +27,12 @@ def item_vectors(model: torch.nn.Module) -> Float[Tensor, "V W"]:
     """
     items = model.search_items() if isinstance(model, SessionModel) else None
     if items is None:
+        kind = type(model).__name__
         raise ValueError(
-            f"the scores of {type(model).__name__} are not the product of a query with a vector of each item, so "
-            "nearest neighbours do not find its best items: use `recommend`, or a model such as sr-gnn or stamp"
+            f"an index of the items and {kind} do not go together: an index finds the best items by the product of one "
+            f"query vector, the same for every candidate, with one vector of each item, and the scores of {kind} as it "
+            "is set are more than such products (the query may depend on the candidate): rank the catalogue with "
+            "`recommend`, or index a model such as sr-gnn or stamp"
         )
     return items
 

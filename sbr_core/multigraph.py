@@ -1,7 +1,7 @@
 """Ordered multigraphs of sessions: every step an edge of its own, in order of time, and the shortcuts beside it.
 
 Shapes: B sessions, L positions (= node slots), D width. A node lives in the slot of its item's first position, as in
-`sbr_core.graphs`. E = L - 1 is the most edges that a session can have, C the number of cells per session (below).
+`sbr_core.graphs`. E = L - 1 is the most edges that a session can have.
 """
 
 from functools import cached_property
@@ -15,12 +15,14 @@ from torch import Tensor
 class InLists(NamedTuple):
     """The in-neighbours of all nodes, packed so that a recurrent network reads every list in as few steps as it has.
 
-    The nodes of a session stand in a queue, the longest list first. Step k handles the first E // (k + 1) places of
-    every queue: no more nodes can have more than k in-edges, since a session has E edges in all. So the sizes of all
-    steps are known from L alone, and the states of step k are the first rows of those of step k - 1.
+    The nodes stand in a queue, the longest list first, so that the states of a step are the first rows of those of the
+    step before. On a CPU one queue holds the nodes of all sessions, and step k has a row for each of them with more
+    than k in-edges. A GPU would have to wait for these numbers. There every session has a queue of its own, and step k
+    handles its first E // (k + 1) places: no more nodes can have more than k in-edges, since a session has E edges in
+    all. So the sizes of all steps are known from L alone.
 
     Args:
-        widths: rows of every step: B times E // (k + 1) for k = 0..E - 1; they add up to B times C.
+        widths: rows of every step.
         source: node slot (of the flattened B * L) that each row reads; rows beyond the end of a list read any node.
         final: row that holds the last state of each node's list; of a node without in-edges, the row after the last.
     """
@@ -83,16 +85,34 @@ class Multigraph:
         together = (target[:, :, None] == target[:, None, :]) & real[:, None, :]  # (B, E, E)
         step = together.tril(-1).sum(-1)  # (B, E): how many edges came into the same node before
         degree = torch.zeros_like(self.alias).scatter_add_(1, target, real.long())  # (B, L)
-        queue = degree.argsort(dim=1, descending=True, stable=True)
-        place = torch.empty_like(queue).scatter_(1, queue, self.slots.expand(B, L))  # (B, L): of each slot
-        widths = [(L - 1) // steps for steps in range(1, L)]
-        cells = sum(widths)
-        before = (L - 1) // self.slots.clamp(min=1)  # (L,): 0 would divide by 0, and counts for nothing
-        before = torch.where(self.slots > 0, before, 0).cumsum(0)  # cells of all steps before step k
-        row = torch.arange(B, device=queue.device)[:, None]
-        cell = torch.where(real, (before[step] + place.gather(1, target)) * B + row, cells * B)
-        packed = torch.zeros(cells * B + 1, dtype=torch.long, device=cell.device)  # padding writes beyond the last one
-        packed[cell] = row * L + source
-        final = (before[(degree - 1).clamp(min=0)] + place) * B + row
-        final = torch.where(degree > 0, final, cells * B).flatten()
-        return InLists([B * width for width in widths], packed[:-1], final)
+        place, sizes, widths = (_bounded if degree.is_cuda else _counted)(degree)
+        before, cells = sizes.cumsum(0) - sizes, sum(widths)  # (L,): cells of all steps before step k
+        cell = torch.where(real, before[step] + place.gather(1, target), cells)
+        packed = torch.zeros(cells + 1, dtype=torch.long, device=cell.device)  # padding writes beyond the last one
+        packed[cell] = torch.arange(B, device=cell.device)[:, None] * L + source
+        final = torch.where(degree > 0, before[(degree - 1).clamp(min=0)] + place, cells).flatten()
+        return InLists(widths, packed[:-1], final)
+
+
+def _counted(degree: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "L"], list[int]]:
+    """Row of each node in every step, rows of step k = 0..L - 1, and those of the steps that have any, on the host.
+
+    An empty step ends them, if longer lists could have been: then the recurrent weights have a gradient, of zeros, in
+    every batch, and an optimizer with momentum moves them.
+    """
+    flat, (_, L) = degree.flatten(), degree.shape
+    place = torch.empty_like(flat)
+    place[flat.argsort(descending=True, stable=True)] = torch.arange(len(flat))
+    sizes = len(flat) - torch.bincount(flat, minlength=L).cumsum(0)
+    steps = int(flat.max()) + 1
+    return place.view_as(degree), sizes, sizes[: min(steps, L - 1)].tolist()
+
+
+def _bounded(degree: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "L"], list[int]]:
+    """The same without a wait for the device, with room for every list that could be."""
+    B, L = degree.shape
+    queue = degree.argsort(dim=1, descending=True, stable=True)
+    slots = torch.arange(L, device=degree.device)
+    place = torch.empty_like(queue).scatter_(1, queue, slots.expand(B, L))  # (B, L): of each slot in its session
+    place = place * B + torch.arange(B, device=degree.device)[:, None]
+    return place, B * ((L - 1) // (slots + 1)), [B * ((L - 1) // steps) for steps in range(1, L)]

@@ -14,7 +14,9 @@ already wants is not listed twice. Fields of a row::
 """
 
 import dataclasses
+import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +27,17 @@ from sbr_core import records
 from sbr_core.config import TrainConfig
 from sbr_core.costs import Costs
 from sbr_core.costs import speeds as speeds
-from sbr_core.models import MODELS, build
+from sbr_core.models import MODELS, CountingModel, build
 from sbr_core.recipes import Recipe, recipe
-from sbr_core.sources import RAW
+from sbr_core.run_state import Run
+from sbr_core.sessions import Sessions
+from sbr_core.sources import EXPECTED, RAW
 
 FIELDS = {  # of a row, and what each holds
     "why": str, "systems": list, "datasets": list, "seeds": list, "variant": str, "arguments": dict, "config": dict,
     "select": bool,
 }  # fmt: skip
+FEW, MANY = 50, 50_000  # items on which a row is tried; many where negatives, fewer than all items, are to be drawn
 
 
 @dataclass(frozen=True)
@@ -102,24 +107,22 @@ def _check(row: object) -> None:
         if not isinstance(value, FIELDS[field]):
             raise ValueError(f"{field} is {kinds[FIELDS[field]]}, got {value!r}")
     for field in ("systems", "datasets", "seeds"):
-        right = _is_seed if field == "seeds" else _is_text
-        if field in row and not (row[field] and all(map(right, row[field]))):
+        whole = [type(value) is int and value >= 0 for value in row.get(field, ())]
+        right = whole if field == "seeds" else [isinstance(value, str) for value in row[field]]
+        if field in row and not (right and all(right)):
             what = "whole numbers from 0 on" if field == "seeds" else "names"
             raise ValueError(f"{field} lists {what}, at least one, got {row[field]!r}")
     for dataset in row["datasets"]:
-        if dataset not in ("demo", *RAW) and not dataset.startswith("large:") and not Path(dataset).exists():
-            known = f"demo, large:N, {', '.join(RAW)}"
-            raise ValueError(f"there is no dataset {dataset!r}; the datasets are {known}, or the path of your own")
+        check_dataset(dataset)
     if not re.fullmatch("[a-z0-9-]+", row.get("variant", "none")):
         raise ValueError(f"a variant is named with a-z, 0-9 and -, got {row['variant']!r}")
 
 
-def _is_seed(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def check_dataset(dataset: str) -> None:
+    """Refuse with a ValueError what is neither the name of a dataset nor a path; nothing is read or loaded."""
+    if dataset not in ("demo", *RAW) and not dataset.startswith("large:") and not Path(dataset).exists():
+        known = f"demo, large:N, {', '.join(RAW)}"
+        raise ValueError(f"there is no dataset {dataset!r}; the datasets are {known}, or the path of your own")
 
 
 def varied(
@@ -133,16 +136,15 @@ def varied(
     """The published recipe of a system on a dataset with some of its settings changed, checked.
 
     Raises:
-        ValueError: if the system, an argument or a field does not exist, or settings are changed without a name.
+        ValueError: if the system, an argument or a field does not exist or is of another type, training refuses them
+            (`run_state.Run`), or settings are changed without a name.
     """
     if system not in MODELS:
         raise ValueError(f"there is no model {system!r}; the models are {', '.join(MODELS)}")
     changes = [*arguments, *config] + ([] if select else ["select"])
     if changes and not variant:
         raise ValueError(f"settings of {system} are changed ({', '.join(changes)}): name the variant")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if config.keys() - known:
-        raise ValueError(f"no field of TrainConfig: {', '.join(sorted(config.keys() - known))}")
+    config = checked_fields(config, "config")
     found = recipe(system, dataset)
     changed = dataclasses.replace(
         found,
@@ -151,8 +153,37 @@ def varied(
         variant=variant,
         select=select,
     )
-    build(system, 50, **changed.arguments)  # refuses what makes no sense before anything runs
+    _try(changed, dataset)
     return changed
+
+
+def checked_fields(given: Mapping, where: str) -> dict:
+    """Fields of `TrainConfig` and their values; a whole number will do where the field is a float.
+
+    Raises:
+        ValueError: naming the field that does not exist, or has a value of another type.
+    """
+    fields, kinds = dict(given), {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    for key, value in given.items():
+        if key not in kinds:
+            raise ValueError(f"{where} has no field {key!r}; the fields are {', '.join(kinds)}")
+        if type(value) is int and isinstance(1.0, kinds[key]):
+            fields[key] = value = float(value)
+        right = isinstance(value, kinds[key]) and (kinds[key] is bool or not isinstance(value, bool))
+        if not right or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where} {key} is {getattr(kinds[key], '__name__', kinds[key])}, got {value!r}")
+    return fields
+
+
+def _try(changed: Recipe, dataset: str) -> None:
+    """Begin the run as training does, on two sessions: what makes no sense is refused before anything runs."""
+    items = FEW if changed.config.loss == "full" else EXPECTED.get(dataset, {}).get("items", MANY)
+    model = build(changed.model, items, **changed.arguments)
+    if isinstance(model, CountingModel):
+        return
+    sessions = Sessions.from_lists([[0, 1, 2], [1, 2, 3]], items)
+    model.prepare(sessions)
+    Run(model, changed.config.examples(sessions), changed.config, None, {}, checkpoint_seconds=60.0)
 
 
 def only(jobs: Sequence[Job], datasets: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Job]:
@@ -177,8 +208,9 @@ def without_select(jobs: Sequence[Job]) -> list[Job]:
 
 
 def state(job: Job, folder: Path) -> tuple[str, str]:
-    """How far a run is recorded: "missing", "recorded", "unreadable", "4 of 6 epochs" or, without the select run that
-    is to choose one of them, "final run only"; and what is wrong with an unreadable record, "" with any other."""
+    """How far a run is recorded: "missing", "recorded", "unreadable", "4 of 6 epochs", without the select run that is
+    to choose one of them "final run only", or "no ranks" or "damaged ranks" beside it; and what is wrong with an
+    unreadable record, "" with any other."""
     path = folder / job.file
     if not path.exists():
         return "missing", ""
@@ -189,7 +221,8 @@ def state(job: Job, folder: Path) -> tuple[str, str]:
     held, planned = record["recipe"]["config"]["epochs"], job.recipe.config.epochs
     if held < planned:
         return f"{held} of {planned} epochs", ""
-    return "final run only" if records.unpicked(record, job.recipe) else "recorded", ""
+    words = ["final run only"] if records.unpicked(record, job.recipe) else records.without_ranks(path)
+    return (words or ["recorded"])[0], ""
 
 
 def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]:
@@ -201,7 +234,7 @@ def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]
     """
     states = [(job, *state(job, folder)) for job in jobs]
     if wrong := [problem for *_, problem in states if problem]:
-        raise ValueError(f"move away what is no record, or fetch its original again: {'; '.join(wrong)}")
+        raise ValueError("; ".join(wrong))
     short = {
         job.file
         for job, found, _ in states
@@ -211,7 +244,8 @@ def missing(jobs: Sequence[Job], folder: Path, renew: bool = False) -> list[Job]
 
 
 def listing(jobs: Sequence[Job], folder: Path, device: str = "cpu") -> list[dict]:
-    """One row per run: what it is, how far it is recorded, how long it takes on a kind of device."""
+    """One row per run: what it is, how far it is recorded, how long it takes on a kind of device, and how much of that
+    several workers cannot share out (`Costs.undivided`)."""
     rows, costs = [], Costs(folder, device)
     for job in jobs:
         took, source = costs.seconds(job)
@@ -219,33 +253,8 @@ def listing(jobs: Sequence[Job], folder: Path, device: str = "cpu") -> list[dict
         found, problem = state(job, folder)
         rows.append({"system": name, "dataset": job.dataset, "seed": job.seed, "state": found, "seconds": took})
         rows[-1] |= {"time": source, "why": job.why, "record": job.file, "problem": problem}
+        rows[-1] |= {"undivided": costs.undivided(job)}
     return rows
-
-
-def render(rows: Sequence[dict], workers: int = 1) -> str:
-    """The rows of `listing`, one line a run, and sums: of what is missing, and of everything made from nothing."""
-    lines = []
-    for row in rows:
-        minutes = "      ?" if row["seconds"] is None else f"{row['seconds'] / 60:7.1f}"
-        text = f"{row['state']:15}{minutes} min {row['time']:10} {row['system']:28} {row['dataset']:19} {row['seed']}"
-        lines.append(text + (f"  {row['problem']}" if row["problem"] else ""))
-    counts = {"recorded": [], "shorter": [], "unreadable": [], "missing": []}
-    for row in rows:
-        counts[row["state"] if row["state"] in counts else "shorter"].append(row)
-    said = [f"{len(found)} {what}" for what, found in counts.items() if found or what in ("recorded", "missing")]
-    lines.append(f"{', '.join(said)}: {_hours(counts['missing'], workers)}")
-    lines.append(f"all {len(rows)} from nothing: {_hours(rows, workers)}")
-    return "\n".join(lines)
-
-
-def _hours(rows: Sequence[dict], workers: int) -> str:
-    """The sum of their times in words."""
-    hours = sum(row["seconds"] or 0 for row in rows) / 3600
-    unknown = sum(row["seconds"] is None for row in rows)
-    estimated = sum(row["seconds"] or 0 for row in rows if row["time"] == "estimated") / 3600
-    text = f"{hours:.1f} hours, {estimated:.1f} of them estimated"
-    text += f", {hours / workers:.1f} with {workers} workers" if workers > 1 else ""
-    return text + (f", and {unknown} runs of unknown length" if unknown else "")
 
 
 def affordable(
@@ -259,33 +268,30 @@ def affordable(
     """The `missing` runs in the plan's order, as many as `workers` processes do in `budget` seconds (None: all).
 
     Each run goes to the process with most time left. One that does not fit there is passed over for a later one that
-    does; one of unknown length never fits a budget.
+    does; one of unknown length never fits a budget. If none fits, every process begins one all the same, the first that
+    have checkpoints, by which the next call goes on; stderr says so.
     """
     todo = missing(jobs, folder, renew)
-    if budget is None:
+    if budget is None or not todo:
         return todo
-    chosen, left, costs = [], [budget] * workers, Costs(folder, device)
+    workers = min(workers, len(todo))
+    chosen, left, costs, times = [], [budget] * workers, Costs(folder, device), []
     for job in todo:
         took, _ = costs.seconds(job)
         freest = max(range(workers), key=left.__getitem__)
-        if took is not None and took <= left[freest]:
-            left[freest] -= took
-            chosen.append(job)
-    return chosen
+        if took is not None:
+            times.append(took + (workers - 1) * costs.undivided(job))
+            if times[-1] <= left[freest]:
+                left[freest] -= times[-1]
+                chosen.append(job)
+    return chosen or _begun(todo, workers, times)
 
 
-def parse_budget(text: str) -> float:
-    """ "20m", "90s", "2h" or "120" (seconds) -> seconds.
-
-    Raises:
-        ValueError: if the text is none of these.
-    """
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        value = float(number) * units[unit]
-    except ValueError as error:
-        raise ValueError(f"a budget is a time such as 90s, 20m or 2h, got {text!r}") from error
-    if value <= 0:
-        raise ValueError(f"a budget must be positive, got {text!r}")
-    return value
+def _begun(todo: Sequence[Job], workers: int, times: Sequence[float]) -> list[Job]:
+    """Of runs that are all longer than the budget, those to begin in it; and what is said of that."""
+    begun = [job for job in todo if not issubclass(MODELS[job.recipe.model], CountingModel)][:workers]
+    shortest = f"the shortest takes {min(times) / 60:.1f} min" if times else "all are of unknown length"
+    what = f"{', '.join(job.file for job in begun)} all the same, for the same command continues"
+    text = f"of {len(todo)} missing runs none fits into the budget, {shortest}: begins {what if begun else 'none'}"
+    print(text, file=sys.stderr)
+    return begun

@@ -13,6 +13,7 @@ KINDS = {
     "as_published": dict, "honest": dict, "runs": dict, "seconds": float, "device": str, "peak_rss_mb": float,
     "versions": dict,
 }  # fmt: skip
+OPTIONAL = {"ranks_sha256": str}  # of the bytes of the file of ranks beside the record: earlier records lack it
 
 
 def file_name(model: str, dataset: str, seed: int, variant: str = "") -> str:
@@ -51,8 +52,8 @@ def parse(path: Path) -> dict:
     """The record in a file.
 
     Raises:
-        ValueError: naming the file and what is wrong with it: half-written, of another schema, changed by hand,
-            named after another run, or of other data than its dataset's.
+        ValueError: naming the file, what is wrong with it (half-written, of another schema, changed by hand, named
+            after another run, or of other data than its dataset's) and what to do.
     """
     try:
         record = {"variant": ""} | json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +61,7 @@ def parse(path: Path) -> dict:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         wrong = f"half-written or of another form ({type(error).__name__}: {error})"
     if wrong:
-        raise ValueError(f"{path} is not a record: {wrong}")
+        raise ValueError(f"{path} is not a record: {wrong}; move it away, or fetch its original again")
     return record
 
 
@@ -68,7 +69,7 @@ def _fault(record: dict, name: str) -> str:
     """The first thing that is wrong with a record in a file of this name; "" if nothing is."""
     if record["schema"] != SCHEMA:
         return f"it has schema {record['schema']}, this package reads {SCHEMA}"
-    for key, kind in KINDS.items():
+    for key, kind in (KINDS | {key: kind for key, kind in OPTIONAL.items() if key in record}).items():
         if not isinstance(record[key], kind):
             return f"its {key} is {record[key]!r}, not a {kind.__name__}"
     given = Path(file_name(record["system"], record["dataset"], record["seed"], record["variant"])).name

@@ -1,5 +1,6 @@
 """Records: what a run did and measured, one JSON file each, append-only; the book's tables are computed from them."""
 
+import hashlib
 import json
 import os
 import platform
@@ -74,7 +75,8 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str
 
 
 def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epochs: dict, watch: Watch) -> Path:
-    """Write the record of a run, whole or not at all."""
+    """Write the record of a run, whole or not at all, with the sha256 of the ranks that are beside it already."""
+    kept = ranks_path(path)
     record = {
         "schema": SCHEMA,
         "system": recipe.model,
@@ -88,7 +90,7 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
         "runs": epochs,
         **watch.read(),
         "versions": {"python": platform.python_version()} | _versions(),
-    }
+    } | ({"ranks_sha256": _sha256(kept)} if kept.exists() else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -106,7 +108,7 @@ def unpicked(record: dict, recipe: Recipe) -> bool:
 
 
 def lacks(path: Path, recipe: Recipe) -> list[str]:
-    """What a record holds less than its run asks for, in words: epochs, a select run, float32, the ranks beside it.
+    """What a record holds less than its run asks for, in words: epochs, a select run, float32, its ranks beside it.
 
     One with more epochs than asked lacks nothing, nor does one with a select run of what is asked without.
     """
@@ -118,9 +120,20 @@ def lacks(path: Path, recipe: Recipe) -> list[str]:
         f"{held['epochs']} of {config.epochs} epochs": held["epochs"] < config.epochs,
         "no select run": unpicked(record, recipe),
         "bf16": held.get("precision", "fp32") != config.precision == "fp32",
-        "no ranks": not ranks_path(path).exists(),
     }
-    return [words for words, missing in parts.items() if missing]
+    return [words for words, missing in parts.items() if missing] + without_ranks(path)
+
+
+def without_ranks(path: Path) -> list[str]:
+    """["no ranks"] or ["damaged ranks"] where the record at `path` has no file of ranks beside it, or not its own."""
+    seal = read(path).get("ranks_sha256")
+    if not ranks_path(path).exists():
+        return ["no ranks"]
+    try:
+        whole = seal == _sha256(ranks_path(path)) if seal else read_ranks(path) is not None
+    except ValueError:
+        whole = False
+    return [] if whole else ["damaged ranks"]
 
 
 def set_aside(path: Path) -> Path:
@@ -193,24 +206,28 @@ def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:
     example; None if they were not kept.
 
     Raises:
-        ValueError: if the file is no such file, or its ranks do not give the record's metrics.
+        ValueError: if the file is no such file, is not the one that the record names by its sha256, or its ranks do
+            not give the record's metrics.
     """
     kept = ranks_path(path)
     if not kept.exists():
         return None
+    remedy, record = "move it away, and repeat the run with --renew", read(path)
     try:
         with np.load(kept) as arrays:
             ranks = torch.from_numpy(arrays["ranks"]).float()
             begins = np.unpackbits(arrays["begins"], count=len(ranks))
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise ValueError(f"{kept} does not hold ranks ({type(error).__name__}: {error}): remove it") from error
-    said, inside = read(path)["honest"], (ranks <= 20).double()
+        raise ValueError(f"{kept} does not hold ranks ({type(error).__name__}: {error}): {remedy}") from error
+    if record.get("ranks_sha256", seal := _sha256(kept)) != seal:
+        raise ValueError(f"{kept} does not belong to {path}, or was changed: it has another sha256; {remedy}")
+    said, inside = record["honest"], (ranks <= 20).double()
     found = {"HR@20": 100 * inside.mean().item(), "MRR@20": 100 * (inside / ranks).mean().item()}
     for metric, value in found.items():
         if abs(value - said[metric]) > 1e-4:
             raise ValueError(
                 f"{kept} does not belong to {path}: its {metric} is {value:.4f}, the record's {said[metric]:.4f}; "
-                "remove it, and repeat the run with --renew"
+                + remedy
             )
     return ranks, torch.from_numpy(begins.cumsum(dtype=np.int64) - 1)
 
@@ -218,6 +235,10 @@ def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:
 def training_seconds(record: dict) -> float:
     """Seconds of training in all runs of a record, evaluation not counted."""
     return sum(epoch.get("seconds", 0.0) for epochs in record["runs"].values() for epoch in epochs)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -183,8 +183,8 @@ def run_all(
             written.append(replicate(job.recipe, dataset, job.seed, work, results, device, progress, renew))
         except Busy as busy:
             print(f"passed over: {busy}", file=sys.stderr)
-        except (ValueError, FloatingPointError, OSError) as error:
-            print(f"failed: {job.file}: {error}", file=sys.stderr)
+        except (ValueError, OSError, ArithmeticError, LookupError, ImportError, RuntimeError, MemoryError) as error:
+            print(f"failed: {job.file}: {str(error) or type(error).__name__}", file=sys.stderr)
             failed.append(job.file)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
@@ -224,5 +224,7 @@ def _worker(jobs: list, work: Path, results: Path, device: str, threads: int, re
     torch.set_num_threads(threads)
     try:
         run_all(jobs, work, results, device, progress=False, renew=renew)
-    except (RuntimeError, KeyboardInterrupt) as error:
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RuntimeError as error:
+        sys.exit(str(error))

@@ -35,8 +35,9 @@ def jobs_for(
         epochs, precision: in place of the recipe's.
 
     Raises:
-        ValueError: if neither has such a variant, there is no such system, or the seeds are not such.
+        ValueError: if neither has such a variant, there is no such system or dataset, or the seeds are not such.
     """
+    plan.check_dataset(dataset)
     names = names.split(",") if isinstance(names, str) else names
     systems = {name.partition("--")[0] for name in names}
     published = {f"{s}--{v}": found for s in systems for v, found in variants_of(s, dataset).items()}
@@ -192,6 +193,15 @@ def missing(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:
             minutes = float("nan") if took is None else took / 60
             rows.append(shown | {"minutes": minutes, "command": _command_of(job)})
     return pd.DataFrame(rows, columns=["system", "dataset", "seed", "minutes", "time", "why", "command"])
+
+
+def hours(todo: pd.DataFrame) -> str:
+    """The sum of the times of `missing` in words; those that are unknown are not taken for nothing."""
+    unknown = int(todo.minutes.isna().sum())
+    if unknown and unknown == len(todo):
+        return "of unknown length"
+    text = f"about {todo.minutes.sum() / 60:.0f} hours"
+    return text + (f", and {unknown} of unknown length" if unknown else "")
 
 
 def short(jobs: Sequence[Job], folder: Path) -> pd.DataFrame:

@@ -85,6 +85,15 @@ def test_a_claim_of_no_difference_wants_the_whole_interval_within_its_points(fol
     assert said(Claim("c", better, (worse, "lgsr"), 2.0), folder, "diginetica")["verdict"] == MISSING
 
 
+def test_a_claim_with_slack_is_lost_only_by_more_than_its_points(folder):
+    low, high = -1 - np.hypot(0.5, 0.5), -1 + np.hypot(0.5, 0.5)  # of STAMP minus GRU4Rec
+    for slack, expected in ((-low + 0.01, HELD), (-low - 0.01, OPEN), (-high + 0.01, OPEN), (-high - 0.01, NOT_HELD)):
+        assert said(Claim("c", "stamp", "gru4rec", slack=slack), folder, "diginetica")["verdict"] == expected
+    row = said(Claim("c", "stamp", ("gru4rec", "pop"), slack=2.0), folder, "diginetica")
+    assert row["verdict"] == HELD and row["against"] == "gru4rec"
+    assert said(Claim("c", "pop", ("gru4rec", "stamp"), slack=2.0), folder, "diginetica")["verdict"] == NOT_HELD
+
+
 def test_several_seeds_widen_the_interval_by_their_own(folder):
     for seed, (a, b) in enumerate([(31.0, 30.0), (31.4, 30.0), (30.6, 30.0)]):
         put(folder, "gru4rec", mrr=a, dataset="diginetica", seed=seed)
@@ -115,22 +124,35 @@ def test_decided_cells_are_weighed_against_another_start(folder):
     found = tables.load(folder)
     table = claims.judged(asked, found, ["diginetica"], ["MRR@20"])
     assert table.verdict.tolist() == [HELD, HELD, NOT_HELD, MISSING, OPEN]
-    assert claims.beyond_starts(table, 0.36) == (3, 3)  # 1.96 * sqrt(2) * 0.36 = 0.998
-    assert claims.beyond_starts(table, 0.362) == (2, 3)
+    assert claims.beyond_starts(table, 0.312, 10) == (3, 3)  # 2.262 * sqrt(2) * 0.312 = 0.998
+    assert claims.beyond_starts(table, 0.313, 10) == (2, 3)
     for system, mrr in (("gru4rec", 31.0), ("stamp", 30.0)):
         put(folder, system, mrr=mrr, dataset="diginetica", seed=1)
     table = claims.judged(asked, tables.load(folder), ["diginetica"], ["MRR@20"])
-    assert "seeds" in table.basis[0] and claims.beyond_starts(table, 0.362) == (3, 3)
+    assert "seeds" in table.basis[0] and claims.beyond_starts(table, 0.313, 10) == (3, 3)
+
+
+def test_a_deviation_of_few_starts_reaches_further_than_one_of_many(folder):
+    for starts, quantile in ((2, 12.706), (3, 4.303), (10, 2.262), (99, 2.262)):
+        assert claims.starts_apart(0.5, starts) == pytest.approx(quantile * 2**0.5 * 0.5)
+    table = claims.judged([Claim("+25", "stamp", "pop")], tables.load(folder), ["diginetica"], ["MRR@20"])
+    assert claims.beyond_starts(table, 4.1, 3) == (1, 1)  # 4.303 * sqrt(2) * 4.1 = 24.95
+    assert claims.beyond_starts(table, 4.12, 3) == (0, 1)
+    for system, seeds in (("narm", (1.0, 2.0)), ("stamp", (30.0, 30.5, 31.0)), ("gru4rec", (1.0, 3.0, 5.0))):
+        for seed, mrr in enumerate(seeds):
+            put(folder, system, mrr=mrr, dataset="yoochoose1_64", seed=seed)
+    assert claims.most_started(tables.load(folder), "yoochoose1_64") == ("gru4rec", 3, pytest.approx(2.0))
+    assert claims.most_started(tables.load(folder), "diginetica") is None
 
 
 def test_the_deviation_of_a_start_is_told_with_the_verdicts(folder):
     asked = [Claim("+1", "gru4rec", "stamp"), Claim("+25", "stamp", "pop")]
     table = claims.judged(asked, tables.load(folder), ["diginetica"])
     assert claims.starts_told(table, tables.load(folder), "diginetica") == ""
-    put(folder, "stamp", mrr=31.0, dataset="diginetica", seed=1)  # 30 and 31: a deviation of 0.71, 1.96 of two in 5 %
+    put(folder, "stamp", mrr=31.0, dataset="diginetica", seed=1)  # 30 and 31: a deviation of 0.71, 12.706 √2 of it
     told = claims.starts_told(table, tables.load(folder), "diginetica")
-    assert "**1** rests on a difference of more than 2.0 points" in told and told.startswith("Of the 2 verdicts")
-    assert "as `stamp` did, by 0.71 from start" in told
+    assert "**1** rests on a difference of more than 12.7 points" in told and told.startswith("Of the 2 verdicts")
+    assert "as `stamp` did: by 0.71 from start to start, a deviation that rests on 2 starts" in told
 
 
 def run_of(folder, system, mrr, picked, **config):

@@ -189,7 +189,7 @@ def test_bench_prints_the_issue_s_keys(sbr_json):
     found = sbr_json("bench", "--model", "sr-gnn", "--dataset", "demo", "--steps", 3, *SMALL)
     wanted = {"examples_per_second", "step_ms", "floor_ms", "floor_ratio", "peak_rss_mb"}
     assert wanted <= found.keys() and all(found[key] > 0 for key in wanted)
-    assert found["examples_per_second"] == pytest.approx(512 / found["step_ms"] * 1e3)
+    assert found["examples_per_second"] == pytest.approx(512 / found["mean_step_ms"] * 1e3)
     assert (found["steps"], found["batch_size"], found["examples"]) == (3, 512, TESTS)
 
 
@@ -296,6 +296,30 @@ def test_replicate_lists_the_plan_cut_to_a_dataset_and_a_seed_for_a_card_too(sbr
     assert "all 2 from nothing: 0.0 hours" in sbr(*options)[1]
 
 
+def test_a_run_that_is_longer_than_the_budget_is_begun_and_each_call_goes_on_with_it(sbr, tmp_path):
+    row = '[[rows]]\nsystems = ["stamp"]\ndatasets = ["demo"]\nvariant = "long"\nconfig = {epochs = 100000}\n'
+    (tmp_path / "plan.toml").write_text(row)
+    folders = ("--work", tmp_path / "w", "--results", tmp_path / "r")
+    options = ("--plan", tmp_path / "plan.toml", *folders, "--device", "cpu")
+    done = []
+    for _ in range(2):
+        code, out, err = sbr("replicate", *options, "--budget", "5s")
+        assert code == 0 and out.split() == ["records", "[]"]
+        assert "of 1 missing runs none fits into the budget" in err
+        assert "the budget is used up, 1 of 1 runs are not done: the same command continues" in err
+        info = checkpoints.read(tmp_path / "w" / "stamp--long--demo--seed0-select" / "state.safetensors", "cpu")[1]
+        done.append((len(info["epochs"]), info["step"]))
+    assert (0, 0) < done[0] < done[1] and not (tmp_path / "r").exists()
+
+
+def test_a_budget_in_which_nothing_can_be_done_says_so(sbr, tmp_path):
+    (tmp_path / "plan.toml").write_text('[[rows]]\nsystems = ["pop", "markov"]\ndatasets = ["demo"]\n')
+    options = ("--plan", tmp_path / "plan.toml", "--work", tmp_path / "w", "--results", tmp_path / "r")
+    code, out, err = sbr("replicate", *options, "--budget", "10s")
+    assert code == 0 and out.split() == ["records", "[]"]
+    assert err == "of 2 missing runs none fits into the budget, the shortest takes 1.0 min: begins none\n"
+
+
 WRONG = {
     "model": (["train", "--model", "srgnn"], "no model 'srgnn'; the models are pop, "),
     "dataset": (["data", "stats", "--dataset", "nowhere"], "nowhere"),
@@ -323,6 +347,7 @@ WRONG = {
     "budget": (["replicate", "--models", "pop", "--budget", "soon"], "a budget is a time such as 90s, 20m or 2h"),
     "seed of a plan": (["replicate", "--plan", "book/plan.toml", "--seeds", "5"], "no run with seed 5; it has"),
     "dataset of a plan": (["replicate", "--list", "--datasets", "mars"], "no run with dataset mars; it has"),
+    "dataset to list": (["replicate", "--list", "--models", "pop", "--datasets", "mars"], "there is no dataset 'mars'"),
     "epochs of a plan": (["replicate", "--plan", "p.toml", "--epochs", "3"], "--epochs and --precision go with"),
     "precision of a plan": (["replicate", "--list", "--precision", "bf16"], "--epochs and --precision go with"),
     "study": (["study", "nonsense"], "there is no study 'nonsense'; the studies are collisions, softmax, "),

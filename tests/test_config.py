@@ -25,6 +25,12 @@ def test_a_field_that_makes_no_sense_is_refused_by_name(field, value, message):
         TrainConfig(**{field: value})
 
 
+def test_whole_sessions_are_not_cut_to_their_first_clicks():
+    with pytest.raises(ValueError, match="batches='every-position' .* keep='first' .*: set keep='last', or batches="):
+        TrainConfig(batches="every-position", keep="first", max_len=8)
+    assert TrainConfig(batches="examples", keep="first", max_len=8).keep == "first"
+
+
 def test_a_gradient_that_is_clipped_whole_may_not_be_sparse():
     with pytest.raises(ValueError, match="agc='sbr_inverted_axis0' changes the whole .* loss='in-batch' has a sparse"):
         TrainConfig(agc="sbr_inverted_axis0", loss="in-batch")

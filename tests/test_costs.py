@@ -165,3 +165,18 @@ def test_a_record_made_on_a_card_says_nothing_of_a_cpu_and_all_of_the_card(tmp_p
     put(tmp_path, held("sr-gnn", epochs=6, seconds=3.0, select=2.0, beside=1.0, device="NVIDIA H200"))
     assert costs.Costs(tmp_path, "cuda:0").seconds(job("sr-gnn")) == (pytest.approx(42.0), "measured")
     assert costs.Costs(tmp_path).seconds(job("sr-gnn")) == (None, "unknown")
+
+
+def test_workers_share_out_the_host_s_part_of_a_card_s_time_and_all_of_a_cpu_s(tmp_path):
+    put(tmp_path, held("sr-gnn", epochs=6, seconds=100.0, select=90.0, beside=5.0))
+    bench(tmp_path, **{"sr-gnn__demo": {"examples_per_second": 2e4, "step_ms": 5.0}})
+    card, cpu, wanted = costs.Costs(tmp_path, "cuda"), costs.Costs(tmp_path), job("sr-gnn")
+    arithmetic = 6 * 200 * costs.CPU_FLOPS / costs.GPU_FLOPS
+    host = costs.START + 1.9 * 6 * SMALL["train_examples"] / 100 * 5e-3
+    assert card.undivided(wanted) == pytest.approx(arithmetic) and cpu.undivided(wanted) == 0
+    assert card.total([wanted] * 8) == pytest.approx(8 * (host + arithmetic))
+    assert card.total([wanted] * 8, workers=4) == pytest.approx(2 * host + 8 * arithmetic)
+    assert cpu.total([wanted] * 8, workers=4) == pytest.approx(2 * cpu.seconds(wanted)[0])
+    assert card.undivided(job("pop")) == card.undivided(job("lessr")) == card.total([job("lessr")]) == 0
+    put(tmp_path, held("sr-gnn", epochs=6, seconds=300.0, select=200.0, beside=1.0, device="NVIDIA H200"))
+    assert costs.Costs(tmp_path, "cuda").undivided(wanted) == pytest.approx(6 * 502 - host)

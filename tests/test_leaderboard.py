@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from toys import put, record
 
-from sbr_core import records
+from sbr_core import costs, plan, records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,13 +110,33 @@ def test_the_pages_hold_their_code_and_need_no_network(folder):
     text, _ = page(leaderboard.ShortRuns, folder)
     assert "2 records hold less than the plan asks for" in text and "no ranks" in text and "--seeds 3 --renew" in text
     text, _ = page(leaderboard.GpuHours, folder, arguments=["4"])
-    assert (
-        text.startswith("<p>Estimated, not measured: the 0 published recipes") and "the 1 runs that are missing" in text
-    )
+    assert text.startswith("<p>Estimated, not measured; workers that share a card divide the part of its host and not")
+    assert "the 0 published recipes" in text and "<li>the 1 runs that are missing take 0.0" in text
     text, _ = page(leaderboard.Pareto, folder, arguments=["diginetica"], content=["What to see."])
     assert "<svg" in text and "What to see." in text and "1 systems on diginetica" in text
     text, _ = page(leaderboard.Pareto, folder, arguments=["demo"], content=[])
     assert text == "<p>On demo nothing has both a record and a measured speed yet.</p>"
+
+
+def test_the_hours_of_a_card_are_those_of_its_arithmetic_and_a_share_of_its_host_s(folder):
+    rows = [{"model": system, "dataset": "yoochoose1_64", "examples_per_second": 10.0} for system in ("narm", "dgtn")]
+    (folder / "studies" / "speed.json").write_text(json.dumps(rows))
+    (folder.parent / "plan.toml").write_text('[[rows]]\nsystems = ["narm"]\ndatasets = ["yoochoose1_64"]\n')
+    (job,) = plan.read(folder.parent / "plan.toml")
+    card, text = costs.Costs(folder, "cuda"), page(leaderboard.GpuHours, folder, arguments=["4"])[0]
+    for name, each in (("one seed", job), ("--final-only</code>)", plan.without_select([job])[0])):
+        took, alone = card.seconds(each)[0] / 3600, card.undivided(each) / 3600
+        assert took > (shared := (took - alone) / 4 + alone) > alone > 0
+        said = f"take {took:.2f} hours in one process and {shared:.2f} with 4 workers, {alone:.2f} of them the card's"
+        assert said in text.partition(name)[2].partition("</li>")[0]
+    assert "<p>Under an hour with 4 workers: none of these.</p>" in text
+    rows[0]["examples_per_second"] = 30.0
+    (folder / "studies" / "speed.json").write_text(json.dumps(rows))
+    text, _ = page(leaderboard.GpuHours, folder, arguments=["4"])
+    under = "the final runs of these recipes alone (<code>--final-only</code>)"
+    assert f"<p>Under an hour with 4 workers: {under}.</p>" in text
+    (folder.parent / "plan.toml").write_text('[[rows]]\nsystems = ["gru4rec"]\ndatasets = ["yoochoose1_64"]\n')
+    assert "; 1 of unknown length do not count" in page(leaderboard.GpuHours, folder, arguments=["4"])[0]
 
 
 def test_records_lie_beside_the_page(folder, tmp_path):

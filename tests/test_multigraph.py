@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sbr_core import multigraph
 from sbr_core.batches import Batch
 from sbr_core.graphs import to_multigraph
 from sbr_core.multigraph import Multigraph
@@ -71,15 +72,21 @@ def test_shortcuts_and_counts_equal_a_loop(sessions):
         assert graph.nodes[row].nonzero().flatten().tolist() == [session.index(i) for i in dict.fromkeys(session)]
 
 
-@settings(max_examples=100)
-@given(batches_of_few_items)
-def test_in_lists_hold_the_predecessors_in_order_of_time(sessions):
-    graph = graph_of(*sessions)
-    for row, session in enumerate(sessions):
-        expected = {item: [] for item in session}
-        for u, v in zip(session, session[1:], strict=False):
-            expected[v].append(u)
-        assert lists_of(graph, row, session) == expected
+@pytest.mark.parametrize("places", ["_counted", "_bounded"])
+def test_in_lists_hold_the_predecessors_in_order_of_time(places):
+    @settings(max_examples=100)
+    @given(batches_of_few_items)
+    def lists_equal_a_loop(sessions):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(multigraph, "_counted", getattr(multigraph, places))
+            found = graph_of(*sessions)
+            for row, session in enumerate(sessions):
+                expected = {item: [] for item in session}
+                for u, v in zip(session, session[1:], strict=False):
+                    expected[v].append(u)
+                assert lists_of(found, row, session) == expected
+
+    lists_equal_a_loop()
 
 
 @settings(max_examples=100)
@@ -93,9 +100,17 @@ def test_lists_and_last_item_give_the_session_back(session):
 
 
 @pytest.mark.parametrize("L", [1, 2, 3, 7, 20])
-def test_step_k_has_room_for_every_node_with_more_than_k_in_edges_and_no_more(L):
+def test_without_a_count_step_k_has_room_for_every_node_with_more_than_k_in_edges_and_no_more(L, monkeypatch):
+    monkeypatch.setattr(multigraph, "_counted", multigraph._bounded)
     widths = graph_of([0] * L, [0]).in_lists.widths
     assert widths == [2 * ((L - 1) // (k + 1)) for k in range(L - 1)]
+
+
+@settings(max_examples=60)
+@given(batches_of_few_items)
+def test_with_a_count_every_row_reads_an_edge(sessions):
+    lists = graph_of(*sessions).in_lists
+    assert sum(lists.widths) == len(lists.source) == sum(len(session) - 1 for session in sessions)
 
 
 def test_padding_belongs_to_nothing():

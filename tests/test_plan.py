@@ -1,12 +1,15 @@
 """The plan of the replications: what a row means, what is refused, what is missing and what it costs."""
 
+import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
 from toys import chain, put, record
 
 from sbr_core import costs, plan, published, records, replicate
+from sbr_core.cli_options import parse_budget, render
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import recipe
 
@@ -60,7 +63,7 @@ def test_rows_multiply_and_a_run_is_wanted_once(tmp_path):
         ('systems = ["stamp"]', "row 1: a row has systems, datasets and of arguments, config"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nseed = [1]', "row 1: a row has systems"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\narguments = {hops = 3}', "no argument 'hops'"),
-        ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {rate = 3}', "no field .*: rate"),
+        ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {rate = 3}', "config has no field 'rate'"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nvariant = "x"\nconfig = {epochs = 0}', "epochs must be at least 1"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nconfig = {epochs = 2}', "are changed .epochs.: name the variant"),
         ('systems = ["stamp"]\ndatasets = ["demo"]\nselect = false', "are changed .select.: name the variant"),
@@ -95,6 +98,38 @@ def test_a_row_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, row
 
 
 @pytest.mark.parametrize(
+    "system, config, message",
+    [
+        ("stamp", 'loss = "nope"', "there is no loss 'nope'; the losses are full"),
+        ("stamp", 'loss = "triplet"\nconfig.l2 = 0.0\nconfig.loss_arguments = {nope = 3}', "has no argument 'nope'"),
+        ("stamp", 'loss = "bpr-max"\nconfig.l2 = 0.0\nconfig.loss_arguments = {negatives = "x"}', "negatives is int"),
+        ("stamp", "lr = -1.0", "lr must be positive and l2 not negative, got lr=-1.0"),
+        ("stamp", "lr = nan", "config lr is float, got nan"),
+        ("stamp", 'precision = "bf17"', "precision is 'fp32' or 'bf16', got 'bf17'"),
+        ("stamp", 'l2 = "x"', "config l2 is float, got 'x'"),
+        ("stamp", 'max_len = "x"', "config max_len is int | None, got 'x'"),
+        ("stamp", 'epochs = "four"', "config epochs is int, got 'four'"),
+        ("stamp", "epochs = true", "config epochs is int, got True"),
+        ("stamp", 'batches = "session-parallel"', "wants a model that carries a state"),
+        ("pop", 'epochs = "four"', "config epochs is int, got 'four'"),
+    ],
+)
+def test_a_setting_that_training_would_refuse_is_refused_before_anything_runs(tmp_path, system, config, message):
+    good = '[[rows]]\nsystems = ["pop"]\ndatasets = ["demo"]\n'
+    row = f'[[rows]]\nsystems = ["{system}"]\ndatasets = ["demo"]\nvariant = "x"\nconfig.{config}\n'
+    with pytest.raises(ValueError, match=re.escape("plan.toml, row 2: ") + ".*" + re.escape(message)):
+        plan.read(written(tmp_path, good + row))
+
+
+def test_negatives_are_fewer_than_the_items_of_the_dataset_and_a_whole_number_will_do_for_a_rate():
+    config = {"loss": "sampled-softmax", "l2": 0, "loss_arguments": {"negatives": 20_000}}
+    found = plan.varied("stamp", "diginetica", "x", config=config).config
+    assert type(found.l2) is float and plan.varied("stamp", "large:9", "x", config=config)
+    with pytest.raises(ValueError, match="negatives must lie in"):
+        plan.varied("stamp", "yoochoose1_64_dgtn", "x", config=config)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("rows = 3", "it holds ..rows.. and nothing else, got rows"),
@@ -124,12 +159,20 @@ def test_a_plan_that_is_not_there_is_refused_by_name(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The record of a run of ten minutes, and a benchmark of another system."""
-    put(tmp_path, of(record("stamp", "yoochoose1_64"), 600.0))
+    """The record of a run of ten minutes with ranks beside it, and a benchmark of another system."""
+    put_with_ranks(tmp_path, of(record("stamp", "yoochoose1_64"), 600.0))
     (tmp_path / "studies").mkdir()
     rows = [{"model": "sr-gnn", "dataset": "yoochoose1_64", "examples_per_second": 4000.0}]
     (tmp_path / "studies" / "speed.json").write_text(json.dumps(rows))
     return tmp_path
+
+
+def put_with_ranks(folder, found):
+    """The record with a file of ranks that it names by its sha256; what is in it is not read here."""
+    path = put(folder, found | {"ranks_sha256": hashlib.sha256(b"ranks").hexdigest()})
+    records.ranks_path(path).parent.mkdir(exist_ok=True)
+    records.ranks_path(path).write_bytes(b"ranks")
+    return path
 
 
 def of(found, seconds, epochs=None):
@@ -156,12 +199,12 @@ def test_the_listing_says_what_is_recorded_and_what_is_missing(folder):
     rows = plan.listing([job("stamp"), job("gru4rec"), job("stamp", seed=1)], folder)
     assert [row["state"] for row in rows] == ["recorded", "missing", "missing"]
     assert [row["time"] for row in rows] == ["measured", "unknown", "measured"]
-    text = plan.render(rows).splitlines()
+    text = render(rows).splitlines()
     assert text[0].startswith("recorded          10.0 min measured") and "?" in text[1]
     assert text[-2] == "1 recorded, 2 missing: 0.2 hours, 0.0 of them estimated, and 1 runs of unknown length"
     assert text[-1] == "all 3 from nothing: 0.3 hours, 0.0 of them estimated, and 1 runs of unknown length"
     assert (
-        plan.render(rows, workers=4)
+        render(rows, workers=4)
         .splitlines()[-1]
         .startswith("all 3 from nothing: 0.3 hours, 0.0 of them estimated, 0.1 with 4 workers")
     )
@@ -178,7 +221,7 @@ def test_a_record_of_fewer_epochs_is_listed_as_such_and_missing_only_to_those_wh
     jobs = [job("sr-gnn"), job("pop")]
     rows = plan.listing(jobs, folder)
     assert [row["state"] for row in rows] == ["4 of 6 epochs", "missing"] and rows[0]["seconds"] == 600.0
-    assert plan.render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 1 missing")
+    assert render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 1 missing")
     assert names(plan.affordable(jobs, folder, None)) == [("pop", 0)]
     assert names(plan.affordable(jobs, folder, None, renew=True)) == [("sr-gnn", 0), ("pop", 0)]
     assert names(plan.affordable(jobs, folder, 100.0, renew=True)) == [("pop", 0)]
@@ -187,10 +230,10 @@ def test_a_record_of_fewer_epochs_is_listed_as_such_and_missing_only_to_those_wh
 def test_a_record_without_its_select_run_is_listed_as_such_and_missing_only_to_those_who_renew(folder):
     found = of(record("sr-gnn", "yoochoose1_64"), 600.0)
     del found["runs"]["select"]
-    put(folder, found | records.both_columns(found["runs"]))
+    put_with_ranks(folder, found | records.both_columns(found["runs"]))
     rows = plan.listing([job("sr-gnn")], folder)
     assert rows[0]["state"] == "final run only"
-    assert plan.render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 0 missing")
+    assert render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 0 missing")
     assert plan.missing([job("sr-gnn")], folder) == plan.without_select([]) == []
     (only,) = plan.without_select([job("sr-gnn")])
     assert plan.listing([only], folder)[0]["state"] == "recorded"
@@ -198,14 +241,30 @@ def test_a_record_without_its_select_run_is_listed_as_such_and_missing_only_to_t
     assert names(plan.missing([job("sr-gnn")], folder, renew=True)) == [("sr-gnn", 0)]
 
 
+@pytest.mark.parametrize("fault, state", [("no ranks", "no ranks"), ("truncated", "damaged ranks")])
+def test_a_record_whose_ranks_are_not_its_own_is_listed_as_such_and_missing_only_to_those_who_renew(
+    folder, fault, state
+):
+    path, jobs = folder / job("stamp").file, [job("stamp")]
+    kept = records.ranks_path(path)
+    kept.unlink() if fault == "no ranks" else kept.write_bytes(b"rank")
+    rows = plan.listing(jobs, folder)
+    assert rows[0]["state"] == state and rows[0]["problem"] == ""
+    assert render(rows).splitlines()[-2].startswith("0 recorded, 1 shorter, 0 missing")
+    assert records.lacks(path, jobs[0].recipe) == [state]
+    assert plan.missing(jobs, folder) == [] and plan.missing(jobs, folder, renew=True) == jobs
+    put(folder, of(record("stamp", "yoochoose1_64"), 600.0))  # of an earlier record without a sha256: does it give them
+    assert plan.state(jobs[0], folder) == (state, "")
+
+
 def test_a_record_that_cannot_be_read_is_neither_recorded_nor_missing_and_stops_the_plan(folder):
     path = put(folder, of(record("sr-gnn", "yoochoose1_64"), 600.0))
     path.write_text(path.read_text().replace("600.0", "601.0"))
     row = plan.listing([job("sr-gnn")], folder)[0]
     assert row["state"] == "unreadable" and f"{path} is not a record: it was changed after" in row["problem"]
-    text = plan.render([row])
+    text = render([row])
     assert row["problem"] in text and "0 recorded, 1 unreadable, 0 missing" in text
-    with pytest.raises(ValueError, match=r"move away what is no record.*sr-gnn--yoochoose1_64--seed0.json is not a"):
+    with pytest.raises(ValueError, match="sr-gnn--yoochoose1_64--seed0.json is not a record: .*; move it away"):
         plan.affordable([job("pop"), job("sr-gnn")], folder, 3600.0)
 
 
@@ -227,8 +286,41 @@ def test_every_worker_has_the_budget_for_itself_and_a_run_must_fit_into_one(fold
 def test_a_budget_on_a_card_goes_by_the_card(folder):
     (took, _), (on_card, _) = (costs.Costs(folder, kind).seconds(job("sr-gnn")) for kind in ("cpu", "cuda"))
     assert on_card < took / 2
-    assert names(plan.affordable([job("sr-gnn")], folder, on_card)) == []
-    assert names(plan.affordable([job("sr-gnn")], folder, on_card, device="cuda")) == [("sr-gnn", 0)]
+    jobs = [job("sr-gnn"), job("pop")]
+    assert names(plan.affordable(jobs, folder, on_card + 60)) == [("pop", 0)]
+    assert names(plan.affordable(jobs, folder, on_card + 60, device="cuda")) == [("sr-gnn", 0), ("pop", 0)]
+
+
+def test_workers_on_one_card_are_slower_each_by_its_arithmetic(folder):
+    jobs, card = [job("sr-gnn", seed=seed) for seed in range(4)], costs.Costs(folder, "cuda")
+    alone, arithmetic = card.seconds(jobs[0])[0], card.undivided(jobs[0])
+    assert 0 < arithmetic < alone
+    for budget, count in ((alone, 0), (alone + arithmetic, 2), (2 * (alone + arithmetic), 4)):
+        fitting = plan.affordable([*jobs, job("pop")], folder, max(budget + 1, 61), device="cuda", workers=2)
+        assert names(fitting)[:count] == [("sr-gnn", seed) for seed in range(count)], budget
+        assert ("sr-gnn", count) not in names(fitting)
+    assert names(plan.affordable(jobs[:1], folder, alone + 1, device="cuda", workers=2)) == [("sr-gnn", 0)]
+    rows = [row for row in plan.listing(jobs, folder, "cuda") for _ in range(300)]
+    hours = [1200 * each / 3600 for each in (alone, (alone - arithmetic) / 4 + arithmetic, arithmetic)]
+    said = "{0:.1f} hours, {0:.1f} of them estimated, {1:.1f} with 4 workers, {2:.1f} of them the card's own"
+    assert render(rows, workers=4).endswith(said.format(*hours))
+
+
+def test_where_nothing_fits_the_first_run_with_checkpoints_is_begun_and_the_rest_is_told(folder, capsys):
+    jobs = [job("pop"), job("gru4rec"), job("sr-gnn"), job("stamp", seed=1)]
+    assert names(plan.affordable(jobs, folder, 10.0)) == [("gru4rec", 0)]
+    assert capsys.readouterr().err == (
+        "of 4 missing runs none fits into the budget, the shortest takes 1.0 min: begins "
+        "gru4rec--yoochoose1_64--seed0.json all the same, for the same command continues\n"
+    )
+    assert names(plan.affordable(jobs, folder, 10.0, workers=2)) == [("gru4rec", 0), ("sr-gnn", 0)]
+    assert names(plan.affordable(jobs[1:2], folder, 10.0)) == [("gru4rec", 0)]
+    assert "of 1 missing runs none fits into the budget, all are of unknown length" in capsys.readouterr().err
+    assert plan.affordable(jobs[:1], folder, 10.0) == []
+    assert capsys.readouterr().err == (
+        "of 1 missing runs none fits into the budget, the shortest takes 1.0 min: begins none\n"
+    )
+    assert plan.affordable([job("stamp")], folder, 10.0) == [] and capsys.readouterr().err == ""
 
 
 def test_a_plan_is_cut_to_datasets_and_seeds_that_it_has(tmp_path):
@@ -244,13 +336,13 @@ def test_a_plan_is_cut_to_datasets_and_seeds_that_it_has(tmp_path):
 
 @pytest.mark.parametrize("text, seconds", [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("120", 120)])
 def test_a_budget_is_a_time(text, seconds):
-    assert plan.parse_budget(text) == seconds
+    assert parse_budget(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "m", "-5m", "0"])
 def test_a_budget_that_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="a budget"):
-        plan.parse_budget(text)
+        parse_budget(text)
 
 
 def test_the_plan_of_the_book_can_be_read(request):
@@ -317,10 +409,14 @@ def test_the_ranks_of_the_honest_epoch_are_kept_beside_the_record(tmp_path, chai
     assert records.read_ranks(tmp_path / "nothing--there.json") is None
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("fault", ["edited", "of another run", "half-written", "another file"])
-def test_ranks_that_are_not_the_records_are_refused_by_name(tmp_path, chains, fault):
+def test_ranks_that_are_not_the_records_are_refused_by_name(tmp_path, chains, fault, sealed):
     path, other = replicate.run_all([counting("pop"), counting("markov")], tmp_path / "work", tmp_path)
     kept = records.ranks_path(path)
+    if not sealed:
+        put(tmp_path, without_seal(path))
+    assert records.lacks(path, counting("pop").recipe) == []
     if fault == "edited":
         ranks, session = records.read_ranks(path)
         ranks[ranks > 1] -= 1  # HR@20 stays nearly, MRR@20 rises
@@ -329,8 +425,34 @@ def test_ranks_that_are_not_the_records_are_refused_by_name(tmp_path, chains, fa
         kept.write_bytes(records.ranks_path(other).read_bytes())
     else:
         kept.write_bytes(kept.read_bytes()[:90] if fault == "half-written" else b"no archive")
-    with pytest.raises(ValueError, match=f"{kept.name} does not (belong|hold)"):
+    with pytest.raises(ValueError, match=f"{kept.name} does not (belong|hold).*: move it|; move it"):
         records.read_ranks(path)
+    assert records.lacks(path, counting("pop").recipe) == ["damaged ranks"]
+
+
+def without_seal(path):
+    """The record as it was written before records named their ranks by a sha256."""
+    return {key: value for key, value in records.read(path).items() if key != "ranks_sha256"}
+
+
+def test_ranks_in_another_order_give_the_same_metrics_and_are_refused_all_the_same(tmp_path, chains, capsys):
+    (path,) = replicate.run_all([counting("pop")], tmp_path / "work", tmp_path)
+    whole, kept = records.ranks_path(path).read_bytes(), records.ranks_path(path)
+    ranks, session = records.read_ranks(path)
+    records.write_ranks(kept, ranks.flip(0), session)
+    with pytest.raises(ValueError, match=f"{kept} does not belong to {path}, or was changed: it has another sha256"):
+        records.read_ranks(path)
+    replicate.run_all([counting("pop")], tmp_path / "work", tmp_path, renew=True)
+    assert kept.read_bytes() == whole and records.read_ranks(path) is not None
+    records.write_ranks(kept, ranks.flip(0), session)
+    put(tmp_path, without_seal(path))
+    assert records.read_ranks(path)[0].tolist() == ranks.flip(0).tolist()  # an earlier record cannot tell
+
+
+def test_a_sha256_that_is_no_text_makes_no_record(tmp_path):
+    path = put(tmp_path, record("pop", "demo") | {"ranks_sha256": 3})
+    with pytest.raises(ValueError, match="its ranks_sha256 is 3, not a str; move it away, or fetch its original again"):
+        records.read(path)
 
 
 def test_workers_share_the_runs(tmp_path):

@@ -1,5 +1,6 @@
 """Records of runs: which epoch each protocol picks, what is written, what is refused."""
 
+import hashlib
 import json
 import time
 
@@ -125,8 +126,20 @@ def test_a_record_edited_by_hand_is_refused_by_name(edit, reason, seal, record):
     held = json.loads(record.read_text())
     edit(held)
     record.write_text(json.dumps(record_check.sealed(held) if seal else held))
-    with pytest.raises(ValueError, match=f"{record} is not a record: .*{reason}"):
+    with pytest.raises(ValueError, match=f"{record} is not a record: .*{reason}.*; move it away, or fetch"):
         records.read(record)
+
+
+def test_a_record_names_the_ranks_beside_it_by_their_sha256(record):
+    assert "ranks_sha256" not in records.read(record)  # there were none
+    held = records.read(record)
+    records.write_ranks(records.ranks_path(record), torch.ones(5), torch.arange(5))
+    dataset = Dataset("toy", random_sessions(10), random_sessions(10), np.arange(30), "f" * 64, "test")
+    recipe = Recipe("sr-gnn", {"dim": 4}, TrainConfig(seed=5), "made up")
+    records.write(record, recipe, recipe.config, dataset, EPOCHS, records.Watch())
+    found = records.read(record)
+    assert found["ranks_sha256"] == hashlib.sha256(records.ranks_path(record).read_bytes()).hexdigest()
+    assert found.keys() - {"ranks_sha256"} == held.keys()
 
 
 def test_a_record_of_other_data_than_its_name_says_is_refused(tmp_path):

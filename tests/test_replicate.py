@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import chain, random_sessions
 
-from sbr_core import record_check, records, replicate, train
+from sbr_core import plan, record_check, records, replicate, train
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
 from sbr_core.recipes import Recipe
@@ -229,6 +229,30 @@ def test_items_that_occur():
     assert replicate.occurring(sessions.select(2, 5)).nonzero().flatten().tolist() == sorted(
         {item for number in (2, 3, 4) for item in sessions[number]}
     )
+
+
+class Starved:
+    """A job whose data does not fit into the card's memory."""
+
+    file = "starved--demo--seed0.json"
+
+    @property
+    def dataset(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_finds_no_memory_is_reported_and_the_next_ones_begin(workers, tmp_path, capfd):
+    jobs = [Starved(), *(plan.Job(plan.varied(system, "demo"), "demo", 0) for system in ("pop", "s-pop"))]
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed: starved" if workers == 1 else "a worker failed"):
+        if workers == 1:
+            replicate.run_all(jobs, tmp_path / "w", tmp_path / "r")
+        else:
+            replicate.run_with_workers(jobs, workers, tmp_path / "w", tmp_path / "r")
+    assert [path.name for path in sorted((tmp_path / "r").glob("*.json"))] == [job.file for job in jobs[1:]]
+    said = capfd.readouterr().err
+    assert "failed: starved--demo--seed0.json: CUDA out of memory. Tried to allocate 9 GiB." in said
+    assert workers == 1 or "1 of 3 runs failed: starved--demo--seed0.json\n" in said
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 from toys import put, record
@@ -177,6 +178,19 @@ def test_what_is_missing_comes_with_its_command(path, tmp_path):
     assert rest.system.tolist() == ["tagnn (average)"]
     assert rest.command.tolist() == ["sbr replicate --models tagnn--average --datasets yoochoose1_64 --seeds 0"]
     assert rerun.missing([], tmp_path).empty
+
+
+@pytest.mark.parametrize(
+    "minutes, said",
+    [
+        ([90.0, 270.0], "about 6 hours"),
+        ([90.0, 270.0, np.nan, np.nan], "about 6 hours, and 2 of unknown length"),
+        ([1.0, np.nan], "about 0 hours, and 1 of unknown length"),
+        ([np.nan], "of unknown length"),
+    ],
+)
+def test_an_unknown_time_is_not_taken_for_nothing(minutes, said):
+    assert rerun.hours(pd.DataFrame({"minutes": minutes})) == said
 
 
 def test_what_is_recorded_short_of_the_plan_comes_with_what_it_lacks(path, tmp_path):

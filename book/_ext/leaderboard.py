@@ -146,9 +146,7 @@ class MissingRuns(Records):
         todo = rerun.missing(plan.read(Path(self.env.srcdir, "plan.toml")), self.folder)
         if todo.empty:
             return "<p>Nothing: every run of the plan has its record.</p>"
-        unknown = int(todo.minutes.isna().sum())
-        text = f"{len(todo)} runs are missing: about {todo.minutes.sum() / 60:.0f} hours on a CPU"
-        text += f", and {unknown} of unknown length." if unknown else "."
+        text = f"{len(todo)} runs are missing, on a CPU {rerun.hours(todo)}."
         shown = todo.assign(command=todo.command.map(lambda line: f"<code>{escape(line)}</code>"))
         shown["order"] = range(1, len(shown) + 1)
         shown = shown[["order", "system", "dataset", "seed", "minutes", "time", "why", "command"]]
@@ -174,19 +172,30 @@ class GpuHours(Records):
     required_arguments = 1
 
     def html(self) -> str:
-        """A sentence on the published recipes of both logs, and on all that is missing; estimates, and said to be."""
+        """A line on the published recipes of both logs, on their final runs, and on all that is missing; estimates, and
+        said to be; and which of them are under an hour."""
         workers, costs = int(self.arguments[0]), Costs(self.folder, "cuda")
         jobs = plan.read(Path(self.env.srcdir, "plan.toml"))
         logs = ("yoochoose1_64", "diginetica")
         plain = [job for job in jobs if job.dataset in logs and not (job.seed or job.recipe.variant)]
         todo = [job for job in jobs if plan.state(job, self.folder)[0] == "missing"]
-        parts = (plain, plan.without_select(plain), todo)
-        hours = [sum(costs.seconds(job)[0] or 0 for job in part) / 3600 for part in parts]
+        parts = {
+            f"the {len(plain)} published recipes on {' and '.join(logs)} with one seed": plain,
+            "the final runs of these recipes alone (<code>--final-only</code>)": plan.without_select(plain),
+            f"the {len(todo)} runs that are missing": todo,
+        }
+        lines, shared = [], {name: costs.total(part, workers) / 3600 for name, part in parts.items()}
+        for name, part in parts.items():
+            hours, alone = costs.total(part) / 3600, sum(map(costs.undivided, part)) / 3600
+            unknown = sum(costs.seconds(job)[0] is None for job in part)
+            text = f"{name} take {hours:.2f} hours in one process and {shared[name]:.2f} with {workers} workers, "
+            text += f"{alone:.2f} of them the card's arithmetic"
+            lines.append(text + (f"; {unknown} of unknown length do not count" if unknown else ""))
+        under = [name for name in parts if parts[name] and shared[name] < 1]
         return (
-            f"<p>Estimated, not measured: the {len(plain)} published recipes on {' and '.join(logs)} with one seed "
-            f"take {hours[0]:.1f} hours of one card, {hours[0] / workers:.1f} with {workers} workers that share it; "
-            f"their final runs alone (<code>--final-only</code>) {hours[1]:.1f} and {hours[1] / workers:.1f}; "
-            f"the {len(todo)} runs that are missing take {hours[2]:.1f} and {hours[2] / workers:.1f}.</p>"
+            "<p>Estimated, not measured; workers that share a card divide the part of its host and not the card's "
+            f"arithmetic.</p><ul><li>{'</li><li>'.join(lines)}</li></ul>"
+            f"<p>Under an hour with {workers} workers: {' and '.join(under) or 'none of these'}.</p>"
         )
 
 

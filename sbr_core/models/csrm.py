@@ -120,7 +120,7 @@ class CSRM(SessionModel):
         dropout: float = 0.5,
     ):
         super().__init__(num_items, dim)
-        _check(neighbours, capacity, strength, memory_at_test, input_dropout, dropout)
+        _check(hidden, neighbours, capacity, strength, memory_at_test, input_dropout, dropout)
         H = dim if hidden is None else hidden
         self.neighbours, self.strength, self.layer_norm = neighbours, strength, layer_norm
         self.memory_at_test, self.input_dropout, self.dropout = (
@@ -197,7 +197,9 @@ def _glorot(gru: nn.GRU) -> None:
                 nn.init.uniform_(block, -bound, bound)
 
 
-def _check(neighbours, capacity, strength, memory_at_test, input_dropout, dropout) -> None:
+def _check(hidden, neighbours, capacity, strength, memory_at_test, input_dropout, dropout) -> None:
+    if hidden is not None and hidden < 1:
+        raise ValueError(f"hidden must be at least 1, or None for dim, got {hidden}")
     if not 1 <= neighbours <= capacity:
         raise ValueError(f"neighbours must lie in 1..capacity, got neighbours={neighbours} and capacity={capacity}")
     if strength <= 0:

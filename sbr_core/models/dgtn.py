@@ -119,6 +119,12 @@ class DGTN(SessionModel):
                 "k and sample_size must be at least 1 and threshold lie in 0..1, "
                 f"got {k}, {sample_size} and {threshold}"
             )
+        if transductive and (inter == "none" or fusion == "intra"):
+            silent, other = ("inter='none'", "inter='sgc'") if inter == "none" else ("fusion='intra'", "another fusion")
+            raise ValueError(
+                f"transductive=True makes neighbours of test sessions, and with {silent} no neighbour reaches a score: "
+                f"leave transductive out, or set {other}"
+            )
         self.inter, self.fusion, self.norm, self.transductive = inter, Fusion(dim, fusion), norm, transductive
         self.k, self.threshold, self.sample_size = k, threshold, sample_size
         self.theta_intra = nn.Linear(dim, dim) if fusion != "inter" else None

@@ -14,6 +14,8 @@ from sbr_core.layers import last, take, uniform_
 from sbr_core.models.base import SessionModel
 from sbr_core.models.srgnn import GatedGraph
 
+OMEGA = 0.6
+
 
 class Block(nn.Module):
     """Self-attention, then two linear maps with a ReLU between, the residual around these maps only.
@@ -84,7 +86,7 @@ class GCSAN(SessionModel):
         dim: int = 100,
         steps: int = 1,
         blocks: int = 1,
-        omega: float = 0.6,
+        omega: float = OMEGA,
         dropout: float = 0.2,
         share_blocks: bool = False,
         causal: bool = False,
@@ -95,6 +97,12 @@ class GCSAN(SessionModel):
             raise ValueError(
                 f"blocks must be 0 or more, omega lie in 0 <= omega <= 1 and dropout in 0 <= dropout < 1, got "
                 f"blocks={blocks}, omega={omega} and dropout={dropout}"
+            )
+        if blocks == 0 and (omega != OMEGA or share_blocks or layer_norm):
+            raise ValueError(
+                "blocks=0 has no attention that omega, share_blocks or layer_norm could change, got "
+                f"omega={omega}, share_blocks={share_blocks} and layer_norm={layer_norm}: leave them out, or set "
+                "blocks to 1 or more"
             )
         self.omega, self.causal, self.rounds = omega, causal, blocks
         self.graph = GatedGraph(dim, steps)

@@ -36,6 +36,8 @@ class GRU4Rec(SessionModel):
         super().__init__(num_items, dim)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in 0 <= dropout < 1, got {dropout}")
+        if hidden is not None and hidden < 1:
+            raise ValueError(f"hidden must be at least 1, or None for dim, got {hidden}")
         hidden = dim if hidden is None else hidden
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(dim, hidden, batch_first=True)

@@ -99,6 +99,8 @@ class GRU4Rec2018(SessionModel):
         dropout_embed: float = 0.0,
         dropout_hidden: float = 0.0,
     ):
+        if dim < 1:
+            raise ValueError(f"num_items and dim must be at least 1, got {num_items} and {dim}")
         super().__init__(num_items, dim + 1)
         self.dim, self.embedding = dim, embedding
         if embedding not in EMBEDDINGS or cell not in CELLS:

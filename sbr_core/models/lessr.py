@@ -224,6 +224,11 @@ class LESSR(SessionModel):
         for name, value, allowed in given:
             if value not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}, got {value!r}")
+        if layers == 1 and sgat == "ordinary":
+            raise ValueError(
+                "layers=1 has no SGAT that sgat='ordinary' could give another graph: leave sgat out, or set layers to "
+                "2 or more"
+            )
         self.dense, self.clip = dense, clip
         self.plain_product = clip != "forward"
         widths = [dim * (layer + 1) if dense else dim for layer in range(layers + 1)]

@@ -15,6 +15,8 @@ from sbr_core.models.srgnn import SRGNN
 from sbr_core.sessions import Sessions
 from sbr_core.skipgram import SkipGram, SkipGramTask
 
+MAX_POSITIONS = 19
+
 
 class Block(nn.Module):
     """Causal self-attention, then two linear maps with a ReLU between (equations 6 to 8 of the paper).
@@ -146,7 +148,7 @@ class LGSR(SessionModel):
         residual: bool = False,
         hard_sigmoid: bool = False,
         dropout: float = 0.3,
-        max_positions: int = 19,
+        max_positions: int = MAX_POSITIONS,
         nce: bool = False,
         rounds: int = 13,
         length: int = 50,
@@ -168,10 +170,16 @@ class LGSR(SessionModel):
         super().__init__(num_items, dim)
         if recommender not in ("attention", "sr-gnn"):
             raise ValueError(f"recommender is 'attention' or 'sr-gnn', got {recommender!r}")
-        if recommender == "sr-gnn" and (residual or hard_sigmoid or not pooling):
+        if recommender == "sr-gnn" and (residual or hard_sigmoid or not pooling or max_positions != MAX_POSITIONS):
             raise ValueError(
-                "recommender='sr-gnn' has no part that pooling, residual or hard_sigmoid could change, got "
-                f"pooling={pooling}, residual={residual} and hard_sigmoid={hard_sigmoid}: leave them out"
+                "recommender='sr-gnn' has no part that pooling, residual, hard_sigmoid or max_positions could change, "
+                f"got pooling={pooling}, residual={residual}, hard_sigmoid={hard_sigmoid} and "
+                f"max_positions={max_positions}: leave them out"
+            )
+        if g == 0 and (label_bias or skipgram_decays):
+            raise ValueError(
+                "g=0 has no skip-gram that label_bias or skipgram_decays could change, got "
+                f"label_bias={label_bias} and skipgram_decays={skipgram_decays}: leave them out, or set g to 1 or more"
             )
         self.g, self.max_positions = g, max_positions
         self.skipgram_settings = pairs_per_pass, skipgram_lr, skipgram_decays

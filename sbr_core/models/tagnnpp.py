@@ -17,6 +17,7 @@ from sbr_core.models.target import TargetModel, click_counts
 from sbr_core.target_attention import Slots
 
 FORMS, POSITIONS = ("paper", "code"), ("start", "end", "none")
+MAX_POSITIONS = 200
 
 
 class Block(nn.Module):
@@ -113,7 +114,7 @@ class TAGNNpp(TargetModel):
         heads: int = 2,
         dropout: float = 0.1,
         positions: str = "start",
-        max_positions: int = 200,
+        max_positions: int = MAX_POSITIONS,
         causal: bool = False,
         form: str = "paper",
         null_slots: str | int = "none",
@@ -121,7 +122,7 @@ class TAGNNpp(TargetModel):
         pad_to_test: int | None = None,
     ):
         super().__init__(num_items, dim, null_slots, pad_to_train, pad_to_test)
-        _check(blocks, dropout, positions, causal, form, null_slots)
+        _check(blocks, dropout, positions, max_positions, causal, form, null_slots)
         code = form == "code"
         self.form, self.max_positions, self.causal = form, max_positions, causal
         self.graph = GatedGraph(dim, steps) if steps else None
@@ -169,7 +170,9 @@ class TAGNNpp(TargetModel):
         return self.head(take(nodes, alias), batch, nodes, clicks, empty, h_empty)
 
 
-def _check(blocks: int, dropout: float, positions: str, causal: bool, form: str, null_slots: str | int) -> None:
+def _check(
+    blocks: int, dropout: float, positions: str, max_positions: int, causal: bool, form: str, null_slots: str | int
+) -> None:
     """Refuse settings that do not exist, and pairs of them that mean nothing together."""
     if form not in FORMS:
         raise ValueError(f"form is 'paper' or 'code', got {form!r}")
@@ -185,4 +188,15 @@ def _check(blocks: int, dropout: float, positions: str, causal: bool, form: str,
         raise ValueError(
             "form='code' has one attention over nodes without positions: leave blocks at 0 or 1, causal and positions "
             f"as they are, got blocks={blocks}, causal={causal} and positions={positions!r}"
+        )
+    if blocks == 0 and (causal or positions == "end"):
+        raise ValueError(
+            "blocks=0 has neither an attention that causal nor a table of positions that positions could change, got "
+            f"causal={causal} and positions={positions!r}: leave them out, or set blocks to 1 or more"
+        )
+    without = {"form='code'": form == "code", "blocks=0": blocks == 0, "positions='none'": positions == "none"}
+    if max_positions != MAX_POSITIONS and any(without.values()):
+        raise ValueError(
+            f"max_positions={max_positions} is the length of a table of positions, and "
+            f"{next(name for name, applies in without.items() if applies)} has none: leave it out"
         )

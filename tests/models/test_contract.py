@@ -84,6 +84,13 @@ def test_scores_are_one_finite_number_per_session_and_item(name):
         assert not torch.equal(scores[0], scores[3])
 
 
+@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("dim", [0, -1])
+def test_vectors_without_width_are_refused(name, dim):
+    with pytest.raises(ValueError, match=f"num_items and dim must be at least 1, got {V} and {dim}"):
+        build(name, V, dim=dim)
+
+
 @ALL
 def test_more_padding_changes_nothing(name):
     model, batch = model_of(name), Batch.of(PREFIXES, V)

@@ -348,6 +348,7 @@ def test_the_initialisation_is_the_public_codes():
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"hidden": 0}, "hidden must be at least 1, or None for dim, got 0"),
         ({"neighbours": 8, "capacity": 7}, "neighbours must lie in 1..capacity, got neighbours=8 and capacity=7"),
         ({"neighbours": 0}, "neighbours must lie in 1..capacity, got neighbours=0"),
         ({"strength": 0.0}, "strength must be positive, got 0.0"),

@@ -253,6 +253,9 @@ def test_the_initialisation_fills_its_range():
         ({"fusion": "cnn"}, "fusion is one of affine, max, mean, gate, gru, concat, intra, inter, got 'cnn'"),
         ({"k": 0}, "got 0, 1000 and 0.5"),
         ({"threshold": 1.5}, "got 120, 1000 and 1.5"),
+        ({"transductive": True, "inter": "none"}, "with inter='none' no .*: leave transductive out"),
+        ({"transductive": True, "inter": "none", "fusion": "max"}, "with inter='none' no .* or set inter='sgc'"),
+        ({"transductive": True, "fusion": "intra"}, "transductive=True .* with fusion='intra' no .* another fusion"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

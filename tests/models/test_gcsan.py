@@ -247,6 +247,10 @@ def test_the_first_loss_is_about_ln_v():
         ({"omega": -0.1}, "omega=-0.1"),
         ({"dropout": 1.0}, "dropout in 0 <= dropout < 1.* dropout=1.0"),
         ({"steps": -1}, "steps must be 0 or more, got -1"),
+        ({"blocks": 0, "omega": 0.0}, "blocks=0 has no attention that omega, .* got omega=0.0, share_blocks=False and"),
+        ({"blocks": 0, "omega": 0.52}, "blocks=0 has no attention .* got omega=0.52"),
+        ({"blocks": 0, "share_blocks": True}, "blocks=0 has no .*share_blocks=True and layer_norm=False: leave"),
+        ({"blocks": 0, "layer_norm": True}, "blocks=0 has no .*share_blocks=False and layer_norm=True: leave"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

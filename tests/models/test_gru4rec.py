@@ -121,6 +121,12 @@ def test_the_first_loss_is_about_ln_v():
     assert loss.item() == pytest.approx(math.log(3000), abs=0.1)
 
 
+@pytest.mark.parametrize("hidden", [0, -3])
+def test_a_state_without_width_is_refused(hidden):
+    with pytest.raises(ValueError, match=f"hidden must be at least 1, or None for dim, got {hidden}"):
+        GRU4Rec(V, D, hidden)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_dropout_out_of_range_is_refused(dropout):
     with pytest.raises(ValueError, match=f"dropout must lie in .* got {dropout}"):

@@ -421,9 +421,9 @@ def test_every_form_is_built_by_name():
 
 
 def test_the_benchmark_times_steps_of_either_form(monkeypatch):
-    """Events a second follow from the median step; the floor has as many rows as the loss has candidates."""
+    """Events a second follow from the steps timed; the floor has as many rows as the loss has candidates."""
     shapes, mm = [], torch.mm
-    monkeypatch.setattr(bench, "_timed", lambda work, device: (work(), 4.0)[1])
+    monkeypatch.setattr(bench, "timed", lambda work, device: (work(), 4.0)[1])
     monkeypatch.setattr(torch, "mm", lambda a, b, **more: shapes.append((*a.shape, *b.shape)) or mm(a, b, **more))
     found = bench.bench_training(new_model(), WINDOWS, config_of(), steps=12, warmup=0)
     assert found["examples_per_second"] == pytest.approx(8 / 4e-3) and found["mean_width"] == 1

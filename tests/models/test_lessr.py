@@ -282,6 +282,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
         ({"aggregator": "max"}, "aggregator is one of gru, mean, sum, got 'max'"),
         ({"sgat": "none"}, "sgat is one of shortcut, ordinary, off, got 'none'"),
         ({"clip": "yes"}, "clip is one of table, forward, off, got 'yes'"),
+        ({"layers": 1, "sgat": "ordinary"}, "layers=1 has no SGAT .* sgat='ordinary' .*: leave sgat out"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

@@ -283,6 +283,9 @@ def test_both_optimizers_work_on_the_one_table():
         ({"recommender": "sr-gnn", "pooling": False}, "recommender='sr-gnn' has no part .* got pooling=False"),
         ({"recommender": "sr-gnn", "residual": True}, "recommender='sr-gnn' has no part .*residual=True"),
         ({"recommender": "sr-gnn", "hard_sigmoid": True}, "recommender='sr-gnn' .*hard_sigmoid=True"),
+        ({"recommender": "sr-gnn", "max_positions": 5}, "recommender='sr-gnn' .*max_positions=5: leave them out"),
+        ({"g": 0, "skipgram_decays": True}, "g=0 has no skip-gram .* got label_bias=False and skipgram_decays=True"),
+        ({"g": 0, "nce": True, "label_bias": True}, "g=0 has no skip-gram .* got label_bias=True .*: leave them out"),
         ({"dim": 0}, "num_items and dim must be at least 1, got 9 and 0"),
     ],
 )

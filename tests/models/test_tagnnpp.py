@@ -248,6 +248,11 @@ def test_clipping_reaches_every_matrix_but_the_item_table():
         ({"form": "code", "positions": "end"}, "got blocks=1, causal=False and positions='end'"),
         ({"form": "code", "causal": True}, "got blocks=1, causal=True and positions='start'"),
         ({"form": "code", "blocks": 2}, "got blocks=2, causal=False"),
+        ({"form": "code", "max_positions": 50}, "max_positions=50 .* and form='code' has none: leave it out"),
+        ({"blocks": 0, "max_positions": 50}, "max_positions=50 .* and blocks=0 has none"),
+        ({"positions": "none", "max_positions": 50}, "max_positions=50 .* and positions='none' has none"),
+        ({"blocks": 0, "causal": True}, "blocks=0 has neither .* got causal=True and positions='start': leave"),
+        ({"blocks": 0, "positions": "end"}, "blocks=0 has neither .* got causal=False and positions='end'"),
         ({"form": "code", "null_slots": "official"}, "wants the lengths .*, got None and None"),
     ],
 )
