@@ -54,6 +54,11 @@ def read(path: Path, device: str = "cpu", get: Callable = whole) -> tuple[dict[s
         ) from error
 
 
+def header(path: Path) -> dict:
+    """The JSON object alone of a file written by `write`; raises as `read` does."""
+    return read(path, get=lambda file, name: torch.empty(0))[1]
+
+
 def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Everything that the next step depends on: parameters, optimizer state, random number generators."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

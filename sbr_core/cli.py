@@ -1,6 +1,6 @@
 """``sbr``: the package from a shell. ``--json`` prints exactly one JSON object on stdout; progress goes to stderr.
 
-Exit codes: 0 done, 1 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 wrong input or a result that could not be kept, 130 interrupted.
 """
 
 import json
@@ -15,6 +15,7 @@ from sbr_core import cli_data
 from sbr_core.cli_options import (
     L2,
     BatchSize,
+    Clicks,
     Config,
     DatasetName,
     Device,
@@ -104,7 +105,7 @@ def train(
     set_: Set = None,
     config_: Config = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Train a system by its published recipe; the test is reported after every epoch."""
     from sbr_core import workflow
 
@@ -115,10 +116,12 @@ def train(
     result = workflow.train(
         recipe, load_dataset(dataset, log), output, validate, device_of(device), progress=sys.stderr.isatty()
     )
+    unkept = result.pop("unkept", None)
     if not as_json:
         for epoch in result.pop("epochs"):
             print(f"epoch {epoch['epoch']}: HR@20 {epoch['test']['HR@20']:.2f}  MRR@20 {epoch['test']['MRR@20']:.2f}")
     show(result, as_json)
+    return fail(unkept) if unkept else 0
 
 
 @app.command()
@@ -146,7 +149,7 @@ def evaluate(
 @app.command()
 def recommend(
     checkpoint: Annotated[Path, typer.Option(help="Folder written by `sbr train --output`.")],
-    session: Annotated[str, typer.Option(help="Raw item ids, oldest first, separated by commas.")],
+    session: Clicks,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 20,
     as_json: Json = False,
 ) -> None:

@@ -37,6 +37,14 @@ TableOptimizer = Annotated[
     str | None,
     typer.Option(help="Of an item table that is only looked up: sparse-adam, rowwise-adam, rowwise-adagrad, adam."),
 ]
+Clicks = Annotated[
+    str,
+    typer.Option(
+        "--session",
+        help="Raw item ids, oldest first, separated by commas; one with a comma, a quote at its start, or blanks at an "
+        'end that matter is quoted as in a CSV file: "a, b".',
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs (default: the recipe's).")]
 Seed = Annotated[int | None, typer.Option(help="Of the parameters and the order of the examples; 0.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of checkpoint and model; a run found there is continued.")]
@@ -89,6 +97,8 @@ def load_dataset(name: str, log: list[str] | None):
     arguments = {}
     for pair in (pair for pairs in log or [] for pair in pairs.split(",")):
         key, _, text = pair.partition("=")
+        if key.strip() == "sep" and not text:
+            raise ValueError("--log sep=, says nothing: commas separate what --log takes, and cut a file but a .tsv")
         if key.strip() not in LOG or not text:
             raise ValueError(f"--log takes name=value of {', '.join(LOG)}, separated by commas, got {pair!r}")
         try:
@@ -150,7 +160,7 @@ def device_of(name: str) -> str:
 def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[str] | None = None, **overrides):
     """The published recipe of the pair, with what the command line says otherwise."""
     from sbr_core.config import CHOICES
-    from sbr_core.models import MODELS, CountingModel
+    from sbr_core.models import MODELS, CountingModel, seeded
     from sbr_core.recipes import recipe
 
     if model not in MODELS:
@@ -164,13 +174,16 @@ def recipe_of(model: str, dataset: str, set_: list[str] | None, config_: list[st
                 f"--optimizer {of_table} is for the item table, and so is --table-optimizer "
                 f"{given['table_optimizer']}: give one of them"
             )
-    ignored = [key for key in given if key not in OF_COUNTING and (key != "seed" or given[key] != found.config.seed)]
+    read = {*OF_COUNTING, *({"seed"} & seeded(model, {}, 0).keys())}
+    ignored = [key for key in given if key not in read and (key != "seed" or given[key] != found.config.seed)]
     if issubclass(MODELS[model], CountingModel) and ignored:
         warnings.warn(
             f"{model} counts instead of training by steps and does not read {', '.join(ignored)}; what it has of its "
             "own is set by --set",
             stacklevel=2,
         )
+    if given.get("loss", found.config.loss) != found.config.loss:
+        given.setdefault("loss_arguments", {})  # the recipe's are those of its own loss
     config = dataclasses.replace(found.config, **given)
     return dataclasses.replace(found, arguments=found.arguments | parse_pairs(set_), config=config)
 

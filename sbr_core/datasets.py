@@ -17,9 +17,11 @@ import torch
 
 from sbr_core import cache, pickles, readers, splits, synthetic
 from sbr_core.pickles import DataError
-from sbr_core.preprocess import Protocol, Step, as_protocol, preprocess
+from sbr_core.preprocess import Prepared, Protocol, Step, as_protocol, by_time, preprocess, repeated
 from sbr_core.sessions import Sessions, Windows
 from sbr_core.sources import EXPECTED, RAW, TIES, TRAIN_FILES, URLS, VOCABULARY
+
+ENTRY = "own logs by time, repeated rows first in the funnel"  # of the cache: say so here if what it holds changes
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Dataset:
         law: the `synthetic.Shop` the sessions were drawn from, where the data are synthetic.
         rows: the test examples of a file whose rows are not all prefixes of all its sessions, else None.
         funnel: what was left of a raw log after every step of its preparation, else None.
+        repeated: its rows that an earlier row equals in session, item and time, else None.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Dataset:
     law: object | None = None
     rows: Windows | None = None
     funnel: list[Step] | None = None
+    repeated: Step | None = None
 
     @property
     def num_items(self) -> int:
@@ -121,6 +125,8 @@ def load(name: str | Path, root: Path | str | None = None, **log) -> Dataset:
             than expected.
     """
     name = str(name)
+    if log and (name in ("demo", *RAW) or name.startswith("large:")) and not Path(name).exists():
+        raise DataError(f"{name} is a dataset by name: --log, here {', '.join(log)}, is for the file of a log of yours")
     if log or _is_log(name):
         return from_log(name, **log)
     if name == "demo":
@@ -159,6 +165,8 @@ def from_log(path: Path | str, session: str = "session", item: str = "item", tim
              test_seconds: int | float | None = None, sep: str | None = None) -> Dataset:
     """Load a click log of your own (CSV, TSV, Parquet, or a folder of Parquet shards) under any protocol.
 
+    The order of the rows does not matter: they are sorted by time first, unless the protocol has ``order="file"``.
+
     Args:
         session, item, time: names of its columns, see `readers.read_log`.
         protocol: a name of `preprocess.PROTOCOLS`, or your own `Protocol`.
@@ -173,11 +181,14 @@ def from_log(path: Path | str, session: str = "session", item: str = "item", tim
     if test_seconds is not None:
         protocol = replace(protocol, test_seconds=test_seconds)
 
-    def build():
+    def read():
         clicks = readers.read_log(path, session, item, time, sep)
-        return preprocess(clicks if session_gap is None else clicks.cut_by_gap(session_gap), protocol)
+        clicks = by_time(clicks) if protocol.order == "time" else clicks
+        return clicks if session_gap is None else clicks.cut_by_gap(session_gap)
 
-    return _prepared(Path(path).name, Path(path), build, protocol, (session, item, time, session_gap, sep))
+    path = Path(path)
+    shards = [(file.stat().st_size, file.stat().st_mtime_ns) for file in readers.shards(path)]
+    return _prepared(path.name, path, read, protocol, (session, item, time, session_gap, sep, shards))
 
 
 def _is_log(name: str) -> bool:
@@ -185,19 +196,23 @@ def _is_log(name: str) -> bool:
     path = Path(name)
     if name in ("demo", *RAW) or any((path / file).is_file() for file in TRAIN_FILES):
         return False
-    return path.is_file() or path.is_dir() and any(file.suffix in readers.PARQUET for file in path.iterdir())
+    return path.is_file() or path.is_dir() and bool(readers.shards(path))
 
 
-def _prepared(name: str, path: Path, build, protocol: Protocol, how: tuple = ()) -> Dataset:
+def _prepared(name: str, path: Path, read, protocol: Protocol, how: tuple = ()) -> Dataset:
+    def build() -> Prepared:
+        data = preprocess(clicks := read(), protocol)
+        return data._replace(funnel=[repeated(clicks), *data.funnel])
+
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    data = cache.prepared(cache.key(path, protocol, *how), build)
-    return _dataset(name, data.train, data.test, data.item_ids, protocol.name, funnel=data.funnel)
+    train, test, item_ids, (again, *funnel) = cache.prepared(cache.key(path, protocol, ENTRY, *how), build)
+    return _dataset(name, train, test, item_ids, protocol.name, funnel=funnel, repeated=again)
 
 
 def _from_raw(name: str, path: Path) -> Dataset:
     reader, protocol, _ = RAW[name]
-    return _prepared(name, path, lambda: preprocess(reader(path), protocol), protocol)
+    return _prepared(name, path, lambda: reader(path), protocol)
 
 
 def _from_copy(name: str, folder: Path) -> Dataset:
@@ -253,16 +268,7 @@ def from_folder(folder: Path | str, num_items: int | None = None, protocol: str 
     parts = [Sessions(torch.from_numpy((part.items - 1).astype(np.int32)), torch.from_numpy(part.offsets), num_items)
              for part in (train, test)]
     splits.refuse_copy(*parts, folder / "test.txt")
-    return _dataset(folder.name, *parts, np.arange(1, num_items + 1), protocol, rows=_rows(parts[1], test))
-
-
-def _rows(sessions: Sessions, runs: pickles.Runs) -> Windows | None:
-    """The examples of a file as windows on its sessions, where they are not all prefixes of them."""
-    if runs.session is None:
-        return None
-    session, length = torch.from_numpy(runs.session), torch.from_numpy(runs.length)
-    start = sessions.offsets[session]
-    return Windows(sessions.items, start.int(), (start + length).int(), session.int(), sessions.num_items)
+    return _dataset(folder.name, *parts, np.arange(1, num_items + 1), protocol, rows=splits.windows_of(parts[1], test))
 
 
 def _dataset(name: str, train: Sessions, test: Sessions, item_ids: np.ndarray, protocol: str, **more) -> Dataset:

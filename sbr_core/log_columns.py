@@ -12,6 +12,8 @@ import pandas as pd
 
 from sbr_core.pickles import DataError
 
+MISSING = ("", "NULL", "Null", "null", "NA", "N/A", "NaN", "nan", "None", "<NA>", "\\N")  # what exports write for no id
+
 
 def numbered(column: pd.Series, known: dict) -> np.ndarray:
     """Numbers of a column's ids in order of first appearance, going on where earlier chunks left off."""
@@ -20,9 +22,14 @@ def numbered(column: pd.Series, known: dict) -> np.ndarray:
     return numbers[codes]
 
 
-def raw(known: dict) -> np.ndarray:
-    """Raw ids as an array: of ints where every id is a plain whole number, else of strings."""
+def raw(known: dict, name: str, path: Path) -> np.ndarray:
+    """Raw ids as an array: of ints where every id is a plain whole number (or all end in .0), else of strings."""
     ids = list(known)
+    floats = [text[:-2] for text in ids if isinstance(text, str) and text.endswith(".0")]
+    floats = [text for text in floats if text.removeprefix("-").isdecimal()]
+    if both := next((text for text in floats if text in known), None):
+        raise DataError(f"{path}: {name} {both} is also there as {both}.0; write every {name} as a whole number")
+    ids = floats if len(floats) == len(ids) else ids
     try:
         numbers = np.array(ids, np.int64)
     except (ValueError, OverflowError):
@@ -43,11 +50,19 @@ def whole(column: pd.Series, name: str, path: Path, row: int | np.ndarray) -> pd
 
 
 def text(column: pd.Series, name: str, path: Path, row: int | np.ndarray) -> pd.Series:
-    """A column of ids as text; none may be missing."""
-    bad = column.isna().to_numpy(bool) | (column.astype(str) == "").to_numpy(bool)
+    """A column of ids as text; none may be missing, and floats must be whole numbers."""
+    bad = column.isna().to_numpy(bool) | column.astype(str).isin(MISSING).to_numpy(bool)
     if bad.any():
-        raise refusal(path, column, bad, row, f"the {name} is missing; correct or delete the row")
-    return column.astype(str)
+        word = column.iloc[int(bad.argmax())]
+        hint = f" (if {word} is an id, call it something else)" if isinstance(word, str) and word else ""
+        raise refusal(path, column, bad, row, f"the {name} is missing; correct or delete the row{hint}")
+    if not pd.api.types.is_float_dtype(column.dtype):
+        return column.astype(str)
+    bad = ~((column % 1 == 0) & (column.abs() < 2**53)).to_numpy(bool)
+    if bad.any():
+        remedy = f"write every {name} as a whole number or as text: floats hold only whole numbers below 2**53 exactly"
+        raise refusal(path, column, bad, row, remedy)
+    return column.astype("int64").astype(str)
 
 
 def milliseconds(column: pd.Series, path: Path, row: int | np.ndarray) -> np.ndarray:
@@ -61,7 +76,7 @@ def milliseconds(column: pd.Series, path: Path, row: int | np.ndarray) -> np.nda
         seconds = None if pd.isna(seconds.iloc[0]) else seconds
     if seconds is not None:
         bad = ~(seconds.abs() < 1e11).to_numpy(bool)  # also where it is no number
-        remedy = "time must be seconds since 1970 (divide milliseconds by 1000) in every row"
+        remedy = "time must be seconds since 1970 (divide milliseconds by 1000) or ISO 8601, in every row"
         times = None if bad.any() else (seconds.astype("float64") * 1000).round().astype("int64").to_numpy()
     else:
         dates = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
@@ -71,6 +86,18 @@ def milliseconds(column: pd.Series, path: Path, row: int | np.ndarray) -> np.nda
     if bad.any():
         raise refusal(path, column, bad, row, remedy)
     return times
+
+
+def refuse_days(times: np.ndarray, name: str, path: Path) -> None:
+    """Refuse a column of times (ms) that are all dates written as one number, 20140402: it was read as seconds."""
+    first = int(times[0]) // 1000
+    days, rest = np.divmod(times, 1000)
+    if (rest == 0).all() and (days >= 19_000_101).all() and (days <= 21_001_231).all():
+        month, day = days // 100 % 100, days % 100
+        if ((1 <= month) & (month <= 12) & (1 <= day) & (day <= 31)).all():
+            iso = f"{first // 10_000}-{first // 100 % 100:02}-{first % 100:02}"
+            raise DataError(f"{path}: column {name} holds dates such as {first}, not seconds since 1970; write them as "
+                            f"{iso}, better with the time of day: {iso}T10:51:09")
 
 
 def refusal(

@@ -15,7 +15,7 @@ from sbr_core.protocols import PROTOCOLS, Protocol, as_protocol
 from sbr_core.readers import Clicks
 from sbr_core.sessions import Sessions
 
-__all__ = ["PROTOCOLS", "Prepared", "Protocol", "Step", "as_protocol", "preprocess"]
+__all__ = ["PROTOCOLS", "Prepared", "Protocol", "Step", "as_protocol", "by_time", "preprocess", "repeated"]
 
 
 class Step(NamedTuple):
@@ -70,6 +70,30 @@ class _Log(NamedTuple):
         """Marks of the clicks at places first..last-1 of their sessions."""
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
         return (place >= np.repeat(first, self.lengths)) & (place < np.repeat(last, self.lengths))
+
+
+def by_time(clicks: Clicks) -> Clicks:
+    """The same clicks sorted by their exact time, sessions numbered by their raw ids (as text).
+
+    What `preprocess` makes of them then does not depend on the order of the rows, but for clicks of one session at the
+    same time: these stay as they were.
+    """
+    ids = np.argsort(clicks.session_ids.astype(str), kind="stable")
+    number = np.empty(len(ids), np.int32)
+    number[ids] = np.arange(len(ids), dtype=np.int32)
+    time = clicks.exact
+    rows = np.argsort(time, kind="stable")
+    return Clicks(number[clicks.session[rows]], clicks.item[rows], time[rows], clicks.session_ids[ids], clicks.item_ids)
+
+
+def repeated(clicks: Clicks) -> Step:
+    """The rows that an earlier row equals in session, item and exact time, the sessions and the items of such rows."""
+    columns = clicks.session, clicks.item, clicks.exact
+    order = np.lexsort(columns)
+    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in columns])
+    rows = order[1:][same]
+    sessions, items = (len(np.unique(column[rows])) for column in columns[:2])
+    return Step("rows that repeat another", sessions, len(rows), items)
 
 
 def preprocess(clicks: Clicks, protocol: Protocol | str = "srgnn") -> Prepared:
@@ -153,7 +177,8 @@ def _dated(log: _Log, protocol: Protocol) -> _Log:
 
 def _split(log: _Log, protocol: Protocol, funnel: list[Step]) -> tuple[_Log, _Log]:
     """Training and test sessions, each in order of time (ties in order of first appearance)."""
-    cut = log.dates.max(initial=0) - round(protocol.test_seconds * 1000)
+    latest = log.dates.max() if len(log.dates) else 0
+    cut = latest - round(protocol.test_seconds * 1000)
     before, after = log.dates < cut, log.dates > cut
     if protocol.boundary != "drop":
         before, after = (before, ~before) if protocol.boundary == "test" else (~after, after)

@@ -132,8 +132,9 @@ class Ranking:
             self.negatives = min(MOST_SAMPLES, most)
         if not 0 < self.negatives <= most:
             raise ValueError(
-                f"negatives must lie in 0..{most} (fewer than the {most + 1} items), got {self.negatives}; against all "
-                "items use loss='full'"
+                f"negatives must lie in 0..{most} (fewer than the {most + 1} items), got {self.negatives}; "
+                f"--config 'loss_arguments={{\"negatives\":{most}}}' draws as many as there are; against all items use "
+                "loss='full' (--loss full)"
             )
 
     @property

@@ -76,11 +76,11 @@ def read_log(path: Path | str, session: str = "session", item: str = "item", tim
     """Read a click log of your own: CSV, TSV (also compressed) or Parquet, with a column each for session, item, time.
 
     Args:
-        path: the file; or a folder of Parquet shards, which are read one after another in the order of their names, as
-            if they were one file. A session may go on from shard to shard.
-        session, item: names of columns of ids: any text or whole numbers.
+        path: the file; or a folder of Parquet shards, also in subfolders (names that begin with "_" or "." are left
+            out), which are read in the order of their paths as if they were one file.
+        session, item: names of columns of ids: any text or whole numbers (also kept as floats).
         time: name of a column of seconds since 1970, or of ISO 8601 dates and times (UTC where no zone is given).
-        sep: what separates the columns; default a tab in ``*.tsv*``, else a comma.
+        sep: the character that separates the columns; default a tab in ``*.tsv*``, else a comma.
         chunk: rows read at a time.
 
     Raises:
@@ -89,10 +89,15 @@ def read_log(path: Path | str, session: str = "session", item: str = "item", tim
     """
     path = Path(path)
     columns = {"session": session, "item": item, "time": time}
-    if path.is_dir() or path.suffix in PARQUET:
-        return _collect(path, _parquet(path, columns, chunk))
-    sep = sep or ("\t" if ".tsv" in path.suffixes else ",")
-    return _collect(path, _csv(path, columns, sep, chunk), first_row=2)
+    if path.is_dir() or path.suffix.lower() in PARQUET:
+        clicks = _collect(path, _parquet(path, columns, chunk))
+    else:
+        sep = sep.replace("\\t", "\t") if sep else "\t" if ".tsv" in path.name.lower() else ","
+        if len(sep) > 1:
+            raise ValueError(f"sep is one character, or \\t for a tab; got {sep!r}")
+        clicks = _collect(path, _csv(path, columns, sep, chunk))
+    log_columns.refuse_days(clicks.time, time, path)
+    return clicks
 
 
 def read_yoochoose(path: Path | str, chunk: int = CHUNK) -> Clicks:
@@ -119,7 +124,7 @@ def read_diginetica(path: Path | str, chunk: int = CHUNK) -> Clicks:
     plain = {"session": "sessionid", "item": "itemid", "time": "eventdate", "offset": "timeframe"}
     columns = {ours: found.get(theirs, theirs) for ours, theirs in plain.items()}
     chunks = _csv(path, columns, ";", chunk, ("session", "item", "offset"))
-    return _collect(path, chunks, numbers=True, first_row=2)
+    return _collect(path, chunks, numbers=True)
 
 
 def read_meli(path: Path | str) -> Clicks:
@@ -179,6 +184,7 @@ def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, numeric: tup
          names: list[str] | None = None) -> Iterator[pd.DataFrame]:
     """Chunks of the wanted columns, called by our names, from a CSV file with a header (or with given `names`).
 
+    Rows with nothing in them are left out; a chunk says in its ``attrs`` which row of the file each of its rows is.
     Columns are text but for the `numeric` ones, which are whatever pandas finds in them.
     """
     _must_exist(path)
@@ -188,14 +194,21 @@ def _csv(path: Path, columns: dict[str, str], sep: str, chunk: int, numeric: tup
     dtype = dict.fromkeys({*header, BEYOND} - {columns[name] for name in numeric}, str)
     chunk = max(1, 4 * chunk // max(4, len(header)))  # all columns are read: only so is a field too many seen
     with _damage(path), pd.read_csv(path, sep=sep, header=None, skiprows=row - 1, names=[*header, BEYOND], dtype=dtype,
-                                    chunksize=chunk, na_filter=False, low_memory=False, index_col=False) as chunks:
+                                    chunksize=chunk, na_filter=False, low_memory=False, index_col=False,
+                                    skip_blank_lines=False) as chunks:
         for part in chunks:
             beyond = part[BEYOND]
             if (more := (beyond != "").to_numpy(bool)).any():
                 remedy = f"a row has {len(header)} fields: {TOO_MANY}"
                 raise log_columns.refusal(path, beyond, more, row, remedy, "one field too many,")
+            rows = np.arange(row, row + len(part))
             row += len(part)
-            yield part[wanted].set_axis(list(columns), axis=1)
+            if (empty := (part[wanted[0]] == "").to_numpy(bool)).any():
+                empty = (part == "").to_numpy(bool).all(1)
+                part, rows = part[~empty], rows[~empty]
+            part = part[wanted].set_axis(list(columns), axis=1)
+            part.attrs["from"] = path, rows
+            yield part
 
 
 def _parquet(path: Path, columns: dict[str, str], chunk: int) -> Iterator[pd.DataFrame]:
@@ -216,17 +229,22 @@ def _parquet(path: Path, columns: dict[str, str], chunk: int) -> Iterator[pd.Dat
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file itself, or the Parquet files of a folder by name.
+    """The file itself, or the Parquet files of a folder by path.
 
     Raises:
         DataError: if the folder has none.
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix in PARQUET)
-    if not found:
+    if not (found := shards(path)):
         raise DataError(f"{path}: a folder without Parquet files; give a file, or a folder of Parquet shards")
     return found
+
+
+def shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder and its subfolders, without what others have hidden or not finished (_, .)."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in PARQUET and file.is_file())
+    return sorted(file for file in files if not any(part[0] in "_." for part in file.relative_to(folder).parts))
 
 
 @contextmanager
@@ -238,6 +256,8 @@ def _damage(path: Path) -> Iterator[None]:
         raise
     except pd.errors.EmptyDataError:
         raise DataError(f"{path}: the file is empty; {COPY_AGAIN}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error}); save it as CSV in UTF-8") from None
     except Exception as error:  # the parsers raise errors of many kinds
         if found := re.search(r"in line (\d+), saw (\d+)", str(error)):
             raise DataError(f"{path}: row {found[1]} has {found[2]} fields, more than the header: {TOO_MANY}") from None
@@ -261,21 +281,19 @@ def _must_have(path: Path, columns: dict[str, str], found: list[str], how: str =
                         "which is which with session=, item=, time= and sep=")
 
 
-def _collect(path: Path, chunks: Iterator[pd.DataFrame], numbers: bool = False, first_row: int = 1) -> Clicks:
-    """One `Clicks` from chunks with columns session, item, time (and offset)."""
+def _collect(path: Path, chunks: Iterator[pd.DataFrame], numbers: bool = False) -> Clicks:
+    """One `Clicks` from chunks with columns session, item, time (and offset) that say in ``attrs`` where they begin."""
     ids: dict[str, dict] = {"session": {}, "item": {}}
     parts: dict[str, list[np.ndarray]] = {"session": [], "item": [], "time": [], "offset": []}
-    row = first_row
     for part in filter(len, chunks):
-        where = part.attrs.get("from", (path, row))
+        where = part.attrs["from"]
         for name, known in ids.items():
             column = (log_columns.whole if numbers else log_columns.text)(part[name], name, *where)
             parts[name].append(log_columns.numbered(column, known))
         parts["time"].append(log_columns.milliseconds(part["time"], *where))
         if "offset" in part:
             parts["offset"].append(log_columns.whole(part["offset"], "timeframe", *where).to_numpy())
-        row += len(part)
-    if row == first_row:
+    if not parts["time"]:
         raise DataError(f"{path}: no clicks in it; {COPY_AGAIN}")
     whole = {name: np.concatenate(arrays) if arrays else None for name, arrays in parts.items()}
-    return Clicks(**whole, session_ids=log_columns.raw(ids["session"]), item_ids=log_columns.raw(ids["item"]))
+    return Clicks(**whole, **{f"{name}_ids": log_columns.raw(known, name, path) for name, known in ids.items()})

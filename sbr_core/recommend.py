@@ -3,6 +3,8 @@
 Shapes: B sessions, K recommendations, V items, W width of the vectors that are searched.
 """
 
+import csv
+import io
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -83,14 +85,18 @@ class Recommender:
 
     def save(self, folder: Path | str, name: str, arguments: dict) -> Path:
         """Write the model to `folder`, with the `name` and `arguments` that `models.build` made it from."""
+        path = Path(folder) / FILE
+        checkpoints.write(path, *self.contents(name, arguments))
+        return path
+
+    def contents(self, name: str, arguments: dict) -> tuple[dict, dict]:
+        """What `save` writes: tensors, and a JSON object."""
         info, ids = {"model": name, "arguments": arguments, "max_len": self.max_len, "keep": self.keep}, {}
         if np.issubdtype(self.item_ids.dtype, np.integer):
             ids = {"item_ids": torch.as_tensor(self.item_ids.astype(np.int64))}
         else:
             info["item_ids"] = self.item_ids.tolist()
-        path = Path(folder) / FILE
-        checkpoints.write(path, self.model.state_dict() | ids | {"counts": self.counts}, info)
-        return path
+        return self.model.state_dict() | ids | {"counts": self.counts}, info
 
     def truncate(self, windows: Windows) -> Windows:
         """The examples with inputs cut as in training."""
@@ -99,12 +105,15 @@ class Recommender:
     def parse(self, text: str) -> list:
         """Raw ids from a text such as "214,55,214", of the type that the catalogue has.
 
+        The text is read as CSV: an id in quotes may hold commas. Blanks at the ends of an id that the catalogue does
+        not have with them do not count.
+
         Raises:
             ValueError: if the catalogue has integer ids and the text has something else.
         """
-        words = [word.strip() for word in text.split(",") if word.strip()]
+        words = [word for row in csv.reader(io.StringIO(text, newline="")) for word in row if word.strip()]
         if not np.issubdtype(self.item_ids.dtype, np.integer):
-            return words
+            return [word if word in self.index else word.strip() for word in words]
         try:
             return [int(word) for word in words]
         except ValueError as error:

@@ -13,7 +13,10 @@ KINDS = {
     "as_published": dict, "honest": dict, "runs": dict, "seconds": float, "device": str, "peak_rss_mb": float,
     "versions": dict,
 }  # fmt: skip
-OPTIONAL = {"ranks_sha256": str}  # of the bytes of the file of ranks beside the record: earlier records lack it
+OPTIONAL = {  # earlier records lack them
+    "ranks_sha256": str,  # of the bytes of the file of ranks beside the record
+    "constructor": dict,  # all arguments of the model, the defaults of that day included
+}
 
 
 def file_name(model: str, dataset: str, seed: int, variant: str = "") -> str:

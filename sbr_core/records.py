@@ -20,11 +20,13 @@ from torch import Tensor
 
 from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
+from sbr_core.models import bound, seeded
 from sbr_core.recipes import Recipe
 from sbr_core.record_check import SCHEMA, both_columns, parse, sealed
 from sbr_core.record_check import file_name as file_name
 
 EXTENT = ("epochs", "precision")  # how much of a recipe was run, and how exactly: a record of it may differ in these
+LAST_RANK = 255  # of an example, as kept beside a record: all ranks from here on
 PACKAGES = ("torch", "numpy", "sbr-core")
 
 
@@ -64,9 +66,11 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str
         ValueError: naming what else differs, or that the file is no record.
     """
     record = read(path)
-    there = asdict(TrainConfig()) | record["recipe"]["config"] | record["recipe"]["arguments"]
-    there |= {"fingerprint": record["fingerprint"]}
-    here = asdict(config) | recipe.arguments | {"fingerprint": fingerprint}
+    arguments = seeded(recipe.model, recipe.arguments, config.seed)
+    built = bound(recipe.model, arguments) if "constructor" in record else recipe.arguments
+    there = asdict(TrainConfig()) | record["recipe"]["config"]
+    there |= record.get("constructor", record["recipe"]["arguments"]) | {"fingerprint": record["fingerprint"]}
+    here = asdict(config) | built | {"fingerprint": fingerprint}
     differing = {key: there.get(key) for key in sorted(there | here) if there.get(key) != here.get(key)}
     wrong = [key for key in differing if key not in EXTENT]
     if wrong:
@@ -86,6 +90,7 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
         "fingerprint": dataset.fingerprint,
         "seed": config.seed,
         "recipe": {"arguments": recipe.arguments, "config": asdict(config), "source": recipe.source},
+        "constructor": bound(recipe.model, seeded(recipe.model, recipe.arguments, config.seed)),
         **both_columns(epochs),
         "runs": epochs,
         **watch.read(),
@@ -179,7 +184,7 @@ def write_ranks(path: Path, ranks: Tensor, session: Tensor) -> None:
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     begins = np.diff(session.numpy(), prepend=-1) != 0
     try:
-        small = ranks.ceil().clamp(max=255).to(torch.uint8).numpy()
+        small = ranks.ceil().clamp(max=LAST_RANK).to(torch.uint8).numpy()
         np.savez_compressed(beside, ranks=small, begins=np.packbits(begins))
         os.replace(beside, path)
     finally:

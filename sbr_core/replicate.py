@@ -22,7 +22,7 @@ import torch
 from sbr_core import datasets, records
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
-from sbr_core.models import MODELS, build
+from sbr_core.models import MODELS, build, seeded
 from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
 from sbr_core.sessions import Sessions, Windows
@@ -34,7 +34,7 @@ HELD_OUT = 0.1  # the latest share of the training sessions on which an epoch is
 def new_model(recipe: Recipe, num_items: int, seed: int, device: str = "cpu"):
     """The recipe's model, initialised from `seed`."""
     torch.manual_seed(seed)
-    return build(recipe.model, num_items, **recipe.arguments).to(device)
+    return build(recipe.model, num_items, **seeded(recipe.model, recipe.arguments, seed)).to(device)
 
 
 def evaluator(

@@ -13,7 +13,9 @@ import pandas as pd
 
 from sbr_core import plan, records
 from sbr_core.config import TrainConfig
+from sbr_core.models import MODELS, CountingModel
 from sbr_core.plan import Job
+from sbr_core.recipes import Recipe
 from sbr_core.recipes_variants import variants_of
 
 PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
@@ -52,11 +54,13 @@ def jobs_for(
             known = ", ".join(each for each in defined if each.startswith(f"{system}--")) or f"none of {system}"
             more = ", ".join(each for each in published if each.startswith(f"{system}--"))
             more = f"; published are {more}" if more else ""
-            raise ValueError(f"{path or 'no plan'} defines no variant {name!r}; it has {known}{more}")
+            where = f"{path} defines no variant {name!r}; it has {known}" if path else f"no plan is given for {name!r}"
+            raise ValueError(where + more)
         rows = defined.get(name, {})
         changes = rows.get(dataset) or next(iter(rows.values()), {})  # elsewhere as the plan's first row has it
         found = published.get(name) or plan.varied(system, dataset, **changes)
-        found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
+        if not issubclass(MODELS[system], CountingModel):  # one that counts has no epochs and no precision
+            found = dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
         jobs += [Job(found, dataset, seed) for seed in seeds_of(seeds)]
     return jobs
 
@@ -97,7 +101,22 @@ def repeat(record: dict, path: Path | str = "") -> str:
         path: of the plan that defines its variant.
     """
     of_its_own = {key: held for key, (held, _) in departures(record, path).items()}
-    return command(record["system"], record["dataset"], record["seed"], record["variant"], **of_its_own)
+    typed = command(record["system"], record["dataset"], record["seed"], record["variant"], **of_its_own)
+    changed = _changed(record, _planned(record, path))
+    return typed + (f"  # the record has settings of its own: {', '.join(changed)}" if changed else "")
+
+
+def _planned(record: dict, path: Path | str) -> Recipe:
+    """The recipe of a record's name."""
+    return jobs_for([_name(record["system"], record["variant"])], record["dataset"], path=path)[0].recipe
+
+
+def _changed(record: dict, planned: Recipe) -> list[str]:
+    """In which settings, `records.EXTENT` and the seed aside, a record is not what the recipe of its name says."""
+    plain, aside = dataclasses.asdict(TrainConfig()), (*records.EXTENT, "seed")
+    there = plain | record["recipe"]["config"] | record["recipe"]["arguments"]
+    here = dataclasses.asdict(planned.config) | planned.arguments
+    return [key for key in sorted(there | here) if key not in aside and there.get(key) != here.get(key)]
 
 
 def departures(record: dict, path: Path | str = "") -> dict[str, tuple]:
@@ -111,8 +130,7 @@ def departures(record: dict, path: Path | str = "") -> dict[str, tuple]:
     Raises:
         ValueError: if the plan has no such variant.
     """
-    name = _name(record["system"], record["variant"])
-    planned = jobs_for([name], record["dataset"], path=path)[0].recipe
+    planned = _planned(record, path)
     held = dataclasses.asdict(TrainConfig()) | record["recipe"]["config"]
     both = {key: (held[key], getattr(planned.config, key)) for key in records.EXTENT}
     both["final-only"] = (records.unpicked(record, planned), False)

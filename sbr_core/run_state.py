@@ -3,9 +3,13 @@
 Shapes: B examples of a batch.
 """
 
+import fcntl
 import json
+import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from sbr_core.every_position import encoder
 from sbr_core.losses import make_loss
 from sbr_core.optim import make_clip, make_optimizers
 from sbr_core.sessions import Windows
+
+STATE = "state.safetensors"
 
 
 class Run:
@@ -45,8 +51,7 @@ class Run:
         if len(train) == 0:
             raise ValueError("there is no example to learn from: every session has fewer than two clicks")
         self.model, self.train, self.config, self.output = model, train, config, output
-        fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
-        self.identity = identity | {"config": fixed, "examples": len(train)}  # a run may be continued for longer
+        self.identity = identity | {"config": fixed_fields(config), "examples": len(train)}
         self.checkpoint_seconds, self.saved_at = checkpoint_seconds, time.monotonic()
         self.loss = make_loss(model, config, train)
         sparse_table = not self.loss.full_catalogue
@@ -90,7 +95,7 @@ class Run:
     def write(self, tensors: dict, info: dict) -> None:
         """See `save`."""
         try:
-            checkpoints.write(self.output / "state.safetensors", tensors, info)
+            checkpoints.write(self.output / STATE, tensors, info)
         except OSError as error:
             warnings.warn(f"training goes on without a new checkpoint: {error}", stacklevel=2)
         self.saved_at = time.monotonic()
@@ -108,24 +113,65 @@ class Run:
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one."""
-        path = self.output and self.output / "state.safetensors"
+        path = self.output and self.output / STATE
         if path is None or not path.exists():
             return
         tensors, info = self.read(path)
-        there, here = (_flat(run) for run in (info["run"], json.loads(json.dumps(self.identity))))
-        differing = [key for key in there | here if there.get(key) != here.get(key)]
-        if differing:
-            raise ValueError(
-                f"{path} belongs to another run: {', '.join(differing)} differ "
-                f"(there: {[there.get(key) for key in differing]}); choose another folder or delete it"
-            )
+        refuse_other(path, info["run"], self.identity)
         checkpoints.restore_training_state(tensors, self.model, self.all_optimizers)
         self.epochs, self.step, self.seconds = info["epochs"], info["step"], info["seconds"]
         self.total, self.seen, self.task_steps = tensors["total"], info["seen"], info["task_steps"]
         self.task_totals = {name: tensors[f"task.{name}"] for name in self.tasks}
 
 
+def fixed_fields(config: TrainConfig) -> dict:
+    """The fields of a configuration that make a run this run: it may be continued for longer."""
+    return {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
+
+
+def refuse_other(path: Path, there: dict, here: dict) -> None:
+    """Compare the identity of the run that wrote a file with that of this one.
+
+    Raises:
+        ValueError: naming the file and what differs.
+    """
+    there, here = _flat(there), _flat(json.loads(json.dumps(here)))
+    differing = [key for key in there | here if there.get(key) != here.get(key)]
+    if differing:
+        raise ValueError(
+            f"{path} belongs to another run: {', '.join(differing)} differ "
+            f"(there: {[there.get(key) for key in differing]}); choose another --output, or delete it"
+        )
+
+
 def _flat(run: dict) -> dict:
     """The identity of a run beside its configuration's fields; a field that it does not know had its default."""
-    defaults = {name: value for name, value in asdict(TrainConfig()).items() if name not in ("epochs", "patience")}
-    return {key: value for key, value in run.items() if key != "config"} | defaults | run["config"]
+    return {key: value for key, value in run.items() if key != "config"} | fixed_fields(TrainConfig()) | run["config"]
+
+
+@contextmanager
+def alone_in(output: Path | None) -> Iterator[None]:
+    """Hold the folder of a run: the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: if another training holds it.
+    """
+    if output is None:
+        yield
+        return
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        _lock(folder, output)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, output: Path) -> None:
+    """Lock an open folder, where its file system can."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another training is at work in {output}: wait for it, or choose another --output") from None
+    except OSError as error:
+        warnings.warn(f"{output} cannot be locked ({error}): start no second training there", stacklevel=2)

@@ -64,10 +64,12 @@ class Sampled:
         _check(self.precision, self.counts)
         if self.negatives is None:
             self.negatives = min(512, len(self.counts) - 1)
-        if not 1 <= self.negatives < len(self.counts):
+        most = len(self.counts) - 1
+        if not 1 <= self.negatives <= most:
             raise ValueError(
-                f"negatives must lie in 1..{len(self.counts) - 1} (fewer than the {len(self.counts)} items), got "
-                f"{self.negatives}; against all items use loss='full'"
+                f"negatives must lie in 1..{most} (fewer than the {most + 1} items), got {self.negatives}; --config "
+                f"'loss_arguments={{\"negatives\":{most}}}' draws as many as there are; against all items use "
+                "loss='full' (--loss full)"
             )
         self.noise = Noise(self.counts, self.alpha, self.seed)
 

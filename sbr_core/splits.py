@@ -4,8 +4,10 @@ Shapes: N clicks, S sessions.
 """
 from pathlib import Path
 
+import torch
+
 from sbr_core.pickles import DataError, Runs
-from sbr_core.sessions import Sessions
+from sbr_core.sessions import Sessions, Windows
 
 # An id beyond SPARE + PER_CLICK x the clicks of both files is taken for a mistake: the item table would have that many
 # rows, nearly all of them never clicked. (Diginetica has 0.04 items a click, MeLi2020 0.24, Yoochoose 1/64 0.07.)
@@ -51,3 +53,12 @@ def refuse_copy(train: Sessions, test: Sessions, path: Path) -> None:
         raise DataError(f"{path}: {int(copied.sum())} of its {int(long.sum())} sessions of {LONG} clicks or more are "
                         f"training sessions too, click by click (the first is session {int(copied.nonzero()[0])}): "
                         "this test was not held out; split the log again, by time")
+
+
+def windows_of(sessions: Sessions, runs: Runs) -> Windows | None:
+    """The examples of a file as windows on its sessions, where they are not all prefixes of them."""
+    if runs.session is None:
+        return None
+    session, length = torch.from_numpy(runs.session), torch.from_numpy(runs.length)
+    start = sessions.offsets[session]
+    return Windows(sessions.items, start.int(), (start + length).int(), session.int(), sessions.num_items)

@@ -178,7 +178,8 @@ def compare(
     """Paired comparison by a bootstrap over sessions: both systems answer the same examples in every resample.
 
     Raises:
-        ValueError: if the two do not rank the same number of examples.
+        ValueError: if the two do not rank the same number of examples, or the metric counts ranks that records do not
+            keep (from 255 on).
     """
     if len(ranks) != len(other):
         raise ValueError(f"a paired comparison wants the same examples, got {len(ranks)} and {len(other)}")
@@ -194,5 +195,7 @@ def compare(
 
 
 def _values(ranks: Tensor, session: Tensor, metric: str) -> Tensor:
+    if int(metric.partition("@")[2]) >= records.LAST_RANK == ranks.max():
+        raise ValueError(f"{metric}: ranks that are kept beside a record end at {records.LAST_RANK}; cut off before it")
     nothing = torch.zeros(len(ranks), dtype=torch.long)
     return Evaluation(ranks, session, nothing, nothing, "conservative").values(metric)

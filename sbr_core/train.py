@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from sbr_core.session_parallel import ParallelOrder, parallel_order
 from sbr_core.sessions import Windows
 
 CHECK_EVERY = 50  # steps between two looks at the loss from the host
+LONG = 500  # clicks of an input that are told of; the longest of the published datasets has 145
 AnyOrder = Order | ParallelOrder | SessionOrder
 
 
@@ -105,6 +107,7 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once the current step is done and the checkpoint is written.
         ValueError: if `output` holds a checkpoint of another run.
     """
+    _warn_of_long(train, config)
     state = Run(model, train, config, Path(output) if output else None, run or {}, checkpoint_seconds)
     state.resume()
     with _interruptible() as interrupted:
@@ -120,6 +123,19 @@ def fit(
             if interrupted.is_set():
                 raise KeyboardInterrupt(f"stopped after epoch {len(state.epochs)}")
     return state.epochs
+
+
+def _warn_of_long(train: Windows, config: TrainConfig) -> None:
+    """Say what to do about inputs far longer than sessions are; session-parallel batches read a click at a time."""
+    if config.max_len is not None or config.batches == "session-parallel" or len(train) == 0:
+        return
+    longest = int(train.lengths.max())
+    if longest > LONG:
+        warnings.warn(
+            f"the longest input has {longest:,} clicks; inputs so long make training slow and take much memory: "
+            "--max-len 50 (max_len=50) keeps the last 50 clicks of each; chapter 05 shows how to clean robots away",
+            stacklevel=3,
+        )
 
 
 def _train_epoch(state: Run, progress: bool, interrupted: threading.Event) -> dict:

@@ -3,12 +3,14 @@
 import inspect
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sbr_core import bench as benchmarks
-from sbr_core import item_index
+from sbr_core import checkpoints, item_index
 from sbr_core.batches import length_order
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate as rank_all
@@ -20,6 +22,7 @@ from sbr_core.recipes import Recipe
 from sbr_core.recommend import FILE, Recommender
 from sbr_core.records import Watch
 from sbr_core.replicate import HELD_OUT, evaluator, new_model, occurring
+from sbr_core.run_state import STATE, alone_in, fixed_fields, refuse_other
 from sbr_core.sessions import Sessions
 from sbr_core.train import fit
 
@@ -38,13 +41,32 @@ def train(
 
     Returns:
         "best" (the epoch with the best test MRR@20: what the literature would print), "epochs", with `validate`
-        "selected", and the run's seconds and memory.
+        "selected", and the run's seconds and memory; "unkept" (what is wrong) if the model could not be kept.
+
+    Raises:
+        ValueError: if `output` holds another run, or another training is at work there.
     """
     config, watch = recipe.config, Watch(device)
     if config.patience is not None and not validate:
         raise ValueError("--patience wants --validate: without held-out sessions there is nothing to be patient about")
     if output:
         make_folder(output)
+    with alone_in(output):
+        keeper = Keeper(recipe, dataset, output, validate)
+        epochs = _train(recipe, dataset, keeper, device, progress)
+    best = best_epoch(epochs, "test")
+    result = {"model": recipe.model, "dataset": dataset.name, "seed": config.seed}
+    result["best"] = {name: best["test"][name] for name in ("HR@20", "MRR@20")} | {"epoch": best["epoch"]}
+    if validate:
+        picked = best_epoch(epochs, "validation")
+        result["selected"] = {key: picked[key] for key in ("epoch", "validation", "test")}
+    kept = {"unkept": keeper.unkept, "output": None} if keeper.unkept else {"output": output and str(output)}
+    return result | {"epochs": epochs} | kept | watch.read()
+
+
+def _train(recipe: Recipe, dataset: Dataset, keeper: "Keeper", device: str, progress: bool) -> list[dict]:
+    """The records of all epochs; the model is with the keeper."""
+    config, validate = recipe.config, keeper.validate
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
     parts = {"validation": late.prefixes()} if validate else {}
@@ -54,15 +76,10 @@ def train(
     }
     check_memory(recipe, dataset.num_items)
     model = new_model(recipe, dataset.num_items, config.seed, device)
-
-    def keep(model, epochs: list[dict]) -> None:
-        if output and (not validate or best_epoch(epochs, "validation") is epochs[-1]):
-            keep_model(model, recipe, dataset, output)
-
     if isinstance(model, CountingModel):
         model.fit(train_part)
         epochs = [{"epoch": 1} | {name: function(model) for name, function in evaluators.items()}]
-        keep(model, epochs)
+        keeper(model, epochs)
     else:
         if validate and getattr(model, "transductive", False):
             raise ValueError(
@@ -72,16 +89,9 @@ def train(
         _prepare(model, train_part, dataset)
         examples = config.examples(early).to(device)
         identity = identity_of(recipe, dataset, validate)
-        epochs = fit(model, examples, config, evaluators, output, identity, after_epoch=keep, progress=progress)
-        if output and not (output / FILE).exists():  # of a finished run, whose model was lost
-            keep(model, epochs)
-    best = best_epoch(epochs, "test")
-    result = {"model": recipe.model, "dataset": dataset.name, "seed": config.seed}
-    result["best"] = {name: best["test"][name] for name in ("HR@20", "MRR@20")} | {"epoch": best["epoch"]}
-    if validate:
-        picked = best_epoch(epochs, "validation")
-        result["selected"] = {key: picked[key] for key in ("epoch", "validation", "test")}
-    return result | {"epochs": epochs, "output": output and str(output)} | watch.read()
+        epochs = fit(model, examples, config, evaluators, keeper.output, identity, keeper, progress=progress)
+    keeper.finish(model, epochs)
+    return epochs
 
 
 def make_folder(output: Path) -> None:
@@ -102,13 +112,86 @@ def identity_of(recipe: Recipe, dataset: Dataset, validate: bool = False) -> dic
     return named | {"dataset": dataset.fingerprint, "validate": validate}
 
 
-def keep_model(model: torch.nn.Module, recipe: Recipe, dataset: Dataset, output: Path) -> None:
-    """Write the model for `Recommender.load`; a full disk costs the model file, not the run."""
+def keep_model(
+    model: torch.nn.Module, recipe: Recipe, dataset: Dataset, output: Path, run: dict | None = None, epoch: int = 0
+) -> Callable[[], None] | None:
+    """Write the model for `Recommender.load`; a full disk costs the model file, not the run.
+
+    Args:
+        run, epoch: what identifies the run and the model in it; kept in the file, if they are given.
+
+    Returns:
+        What tries again to write this model, if the disk refused it.
+    """
     recommender = Recommender.of(model, dataset, recipe.config.max_len, recipe.config.keep)
+    tensors, info = recommender.contents(recipe.model, recipe.arguments)
+    info |= {"run": run, "epoch": epoch} if run else {}
     try:
-        recommender.save(output, recipe.model, recipe.arguments)
+        checkpoints.write(output / FILE, tensors, info)
     except OSError as error:
         warnings.warn(f"training goes on, but without its model: {error}", stacklevel=2)
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        return partial(checkpoints.write, output / FILE, copies, info)
+    return None
+
+
+class Keeper:
+    """Keeps the model of the epoch that counts in the folder of a run, and none over that of another run.
+
+    Args:
+        output: the folder, or None.
+        validate: the epoch that counts is the best one on the held-out sessions, and not the last.
+
+    Attributes:
+        unkept: what is wrong, if the model could not be kept in the end.
+
+    Raises:
+        ValueError: if the folder holds another run.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, output: Path | None, validate: bool):
+        self.recipe, self.dataset, self.output, self.validate = recipe, dataset, output, validate
+        self.run = identity_of(recipe, dataset, validate) | {"config": fixed_fields(recipe.config)}
+        self.again: Callable[[], None] | None = None
+        self.unkept: str | None = None
+        for path in (output / STATE, output / FILE) if output else ():
+            if path.exists():
+                info = checkpoints.header(path)
+                there = info.get("run") or self.run | {name: info[name] for name in ("model", "arguments")}
+                refuse_other(path, {name: value for name, value in there.items() if name != "examples"}, self.run)
+
+    def __call__(self, model: torch.nn.Module, epochs: list[dict]) -> None:
+        """After an epoch."""
+        if self.output and self._counting(epochs) is epochs[-1]:
+            epoch = epochs[-1]["epoch"]
+            self.again = keep_model(model, self.recipe, self.dataset, self.output, self.run, epoch)
+
+    def _counting(self, epochs: list[dict]) -> dict:
+        return best_epoch(epochs, "validation") if self.validate else epochs[-1]
+
+    def finish(self, model: torch.nn.Module, epochs: list[dict]) -> None:
+        """See that the model is there: one that the disk refused, or of a finished run that was lost, is written."""
+        if not self.output:
+            return
+        path, epoch = self.output / FILE, self._counting(epochs)["epoch"]
+        if self.again is None and not _holds(path, epoch):
+            self(model, epochs)
+        try:
+            if self.again:
+                self.again()
+        except OSError as error:
+            self.unkept = f"{error}; free space and give the same command again"
+            return
+        if not _holds(path, epoch):
+            self.unkept = (
+                f"{path} does not hold the model of epoch {epoch}, which was picked, and the checkpoint is of a later "
+                f"one: delete {self.output / STATE} and train again"
+            )
+
+
+def _holds(path: Path, epoch: int) -> bool:
+    """Whether a model file is there, and of this epoch, if it says so."""
+    return path.exists() and checkpoints.header(path).get("epoch", epoch) == epoch
 
 
 def check_memory(recipe: Recipe, num_items: int) -> None:

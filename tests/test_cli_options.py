@@ -43,6 +43,28 @@ def test_the_seed_is_the_option_s_or_else_the_configuration_s(config_of):
     assert config_of("--config", "seed=7", "--seed", "0").seed == 0
 
 
+def test_arguments_of_the_recipe_s_loss_are_not_given_to_another(sbr, monkeypatch):
+    def config(*options):
+        seen = []
+        monkeypatch.setattr(workflow, "train", lambda recipe, *rest, **more: seen.append(recipe.config) or {})
+        assert sbr("train", "--model", "gru4rec-2018", "--json", *options)[0] == 0
+        return seen[0].loss, seen[0].loss_arguments
+
+    recipe, given = ("xe", {"negatives": 100, "alpha": 0.5}), {"negatives": 9}  # of the demo shop
+    own = ["--config", 'loss_arguments={"negatives": 9}']
+    assert config() == config("--loss", "xe") == recipe and config(*own) == ("xe", given)
+    assert config("--loss", "full") == config("--config", "loss=full") == ("full", {})
+    assert config("--loss", "bpr-max", *own) == ("bpr-max", given)
+
+
+def test_another_loss_than_the_recipe_s_trains(log, sbr, sbr_json):
+    data = ["--dataset", log, "--log", COLUMNS, "--log", "test_seconds=36000"]
+    command = ["train", "--model", "gru4rec-2018", "--epochs", 1, "--set", "dim=8", *data]
+    assert "negatives must lie in 0..5" in sbr(*command)[2]
+    for options in (["--loss", "full"], ["--config", 'loss_arguments={"negatives":3}']):
+        assert len(sbr_json(*command, *options)["epochs"]) == 1
+
+
 COLUMNS = "session=visit,item=product,time=when"
 
 
@@ -81,6 +103,7 @@ def test_users_are_cut_where_the_option_says(log, sbr_json):
     (["--log", "session=visit,item=visit,time=when"], "session=visit, item=visit, time=when name one column twice"),
     (["--log", "user=visit"], "--log takes name=value of session, item, time, protocol, sep, session_gap, test_sec"),
     (["--log", "session"], "separated by commas, got 'session'"),
+    (["--log", "sep=,"], "--log sep=, says nothing: commas separate what --log takes"),
     (["--log", "session_gap=half an hour"], "--log session_gap is a number of seconds, got 'half an hour'"),
     (["--log", f"{COLUMNS},protocol=mine"], "no protocol 'mine'; known are"),
 ])

@@ -223,6 +223,68 @@ def test_a_log_of_your_own(tmp_path):
     assert data.funnel == expected.funnel and data.name == "log.csv"
 
 
+@pytest.mark.parametrize("more", [{}, {"protocol": "dgtn"}, {"session_gap": 3 * 86_400}])
+def test_any_order_of_the_rows_gives_the_same_dataset(tmp_path, more):
+    draw = np.random.default_rng(0)  # sessions of days, so that many go on after the cut; whole seconds, so with ties
+    session = np.repeat(np.arange(500), 6)
+    time = (draw.integers(0, 300_000, 500)[session] + draw.integers(0, 600, (500, 6)).cumsum(1).ravel() * 600)
+    log = pd.DataFrame({"session": session, "item": draw.integers(0, 40, 3000), "time": time // 600 * 600})
+    log = log.drop_duplicates(["session", "time"])
+    last = log.groupby("session").time.max()
+    orders = {"by session": log, "oldest first": log.sort_values("time"), "newest first": log.sort_values("time")[::-1],
+              "shuffled": log.sample(frac=1, random_state=1)}
+    prints = {}
+    for name, rows in orders.items():
+        rows.to_csv(tmp_path / "log.csv", index=False)
+        data = datasets.from_log(tmp_path / "log.csv", test_seconds=500_000, **more)
+        prints[name] = data.fingerprint
+        cut = log.time.max() - 500_000
+        if not more:
+            assert (len(data.train), len(data.test)) == ((last < cut).sum(), (last > cut).sum()), name
+    assert len(set(prints.values())) == 1 and min(len(data.train), len(data.test)) > 50
+
+
+def test_file_order_is_kept_where_the_protocol_asks_for_it(tmp_path):
+    path = log_file(tmp_path / "log.csv")
+    rows = pd.read_csv(path)
+    rows.iloc[::-1].to_csv(tmp_path / "back.csv", index=False)
+    as_it_is = preprocess(readers.read_log(tmp_path / "back.csv", "visit", "product", "when"),
+                          replace(PROTOCOLS["narm"], test_seconds=36_000))
+    found = datasets.from_log(tmp_path / "back.csv", protocol="narm", **COLUMNS)
+    assert torch.equal(found.train.items, as_it_is.train.items)
+    assert not torch.equal(found.train.items, datasets.from_log(path, protocol="narm", **COLUMNS).train.items)
+
+
+def test_repeated_rows_are_counted(tmp_path):
+    path = log_file(tmp_path / "log.csv")
+    rows = pd.read_csv(path)
+    assert datasets.from_log(path, **COLUMNS).repeated[1:] == (0, 0, 0)
+    pd.concat([rows, rows]).to_csv(path, index=False)
+    for _ in range(2):  # read, and then from the cache
+        data = datasets.from_log(path, **COLUMNS)
+        assert data.repeated[1:] == (60, 180, 6) and data.funnel[0][:3] == ("log", 60, 360)
+    assert datasets.load("demo").repeated is None
+
+
+def test_a_log_may_lie_in_subfolders(tmp_path):
+    rows = pd.read_csv(log_file(tmp_path / "log.csv"))
+    for hour, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
+        (tmp_path / f"log/hour={hour}").mkdir(parents=True)
+        rows.iloc[part].to_parquet(tmp_path / f"log/hour={hour}/0.parquet")
+    data = datasets.load(tmp_path / "log", **COLUMNS)
+    assert data.fingerprint == datasets.load(tmp_path / "log.csv", **COLUMNS).fingerprint
+    with pytest.raises(DataError, match="no column session"):  # a log also where no column is named
+        datasets.load(tmp_path / "log")
+    rows.iloc[part[6:]].to_parquet(tmp_path / "log/hour=2/0.parquet")  # a shard below changes: the cache is not asked
+    assert datasets.load(tmp_path / "log", **COLUMNS).funnel[0].clicks == len(rows) - 6
+
+
+@pytest.mark.parametrize("name", ["demo", "large:100", "diginetica"])
+def test_columns_are_for_files(name):
+    with pytest.raises(DataError, match=f"{name} is a dataset by name: --log, here session, is for the file"):
+        datasets.load(name, session="visit")
+
+
 def test_a_path_may_stand_where_a_name_is_asked_for(tmp_path):
     path = log_file(tmp_path / "log.csv")
     assert datasets.load(path, **COLUMNS).fingerprint == datasets.from_log(path, **COLUMNS).fingerprint

@@ -54,6 +54,13 @@ def test_a_row_a_record_the_best_first(folder):
         assert (folder.parent / line.split('"')[1]).exists()
 
 
+def test_a_model_that_the_package_does_not_know_has_a_row(folder):
+    put(folder, record("mine", "demo", mrr=1.0))
+    row = leaderboard.board(folder).iloc[-1]
+    assert (row.system, row.epochs, row["repeat"]) == ("mine", "2", "a model of its maker's own")
+    assert row["epoch picked by"] == "held-out sessions"
+
+
 def test_a_row_says_how_many_epochs_of_how_many_and_what_picked_the_honest_one(folder):
     short, fixed = record("tagnn", "diginetica", mrr=18.0), record("sr-gnn", "diginetica", mrr=17.0)
     short["recipe"]["config"] |= {"epochs": 2}

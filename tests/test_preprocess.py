@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sbr_core import readers
 from sbr_core.pickles import DataError
-from sbr_core.preprocess import PROTOCOLS, Protocol, Step, preprocess
+from sbr_core.preprocess import PROTOCOLS, Protocol, Step, by_time, preprocess, repeated
 from sbr_core.protocols import DAY
 from sbr_core.readers import Clicks
 
@@ -243,6 +243,43 @@ def test_a_fraction_of_rows_always_drops_its_first_session():
     protocol = replace(PROTOCOLS["dgtn"], min_support=1, test_seconds=10, fraction=2)
     assert preprocess(clicks, protocol).train.times.tolist() == [4]
     assert preprocess(clicks, replace(protocol, fraction=1)).train.times.tolist() == [1, 2, 3, 4]
+
+
+def test_times_before_1970_are_cut_alike():
+    stamps = [1000, 2000, 3000, 50_000]
+    late, early = (preprocess(pairs(*(stamp - past for stamp in stamps)), Protocol(min_support=1, test_seconds=10))
+                   for past in (0, 10**12))
+    assert len(early.train) == len(late.train) == 3 and len(early.test) == len(late.test) == 1
+    assert early.train.times.tolist() == [time - 10**9 for time in late.train.times.tolist()]
+
+
+@given(rows=logs(), seed=st.integers(0, 5))
+def test_sorted_by_time_the_order_of_the_rows_is_nothing(rows, seed):
+    rows = [(*row[:2], row[2] + n, row[3]) for n, row in enumerate(rows)]  # no two clicks of a session at one time
+    rows = [row if row[3] is None else (*row[:2], n * DAY * 1000, row[3] % 1000) for n, row in enumerate(rows)]
+    shuffled = [rows[n] for n in np.random.default_rng(seed).permutation(len(rows))]
+    first, second = (by_time(clicks_of(part)) for part in (rows, shuffled))
+    assert [row[:2] for row in rows_of(first)] == [row[:2] for row in rows_of(second)]
+    assert first.session.tolist() == second.session.tolist() and first.offset is None
+    assert first.time.tolist() == second.time.tolist() == sorted(row[2] + (row[3] or 0) for row in rows)
+
+
+def test_of_one_time_the_order_of_the_file_stays_and_sessions_go_by_their_ids():
+    clicks = by_time(clicks_of([("b", 3, 5000, None), ("a", 1, 5000, None), ("b", 2, 5000, None), ("a", 9, 0, None)]))
+    assert rows_of(clicks) == [("a", 9, 0, None), ("b", 3, 5000, None), ("a", 1, 5000, None), ("b", 2, 5000, None)]
+    assert clicks.session_ids.tolist() == ["a", "b"]
+
+
+@given(rows=logs())
+def test_repeated_rows_equal_a_loop(rows):
+    rows = [(*row[:2], row[2] // 4, row[3] and row[3] % 2) for row in rows]
+    seen, again = set(), []
+    for session, item, time, offset in rows:
+        click = session, item, time + (offset or 0)
+        again += [click] if click in seen else []
+        seen.add(click)
+    expected = len({row[0] for row in again}), len(again), len({row[1] for row in again})
+    assert repeated(clicks_of(rows))[1:] == expected
 
 
 def test_windows_follow_the_protocol():

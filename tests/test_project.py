@@ -123,6 +123,16 @@ def test_the_readme_s_example_runs_whatever_the_ids_are(capsys, monkeypatch):
     assert "HR@20" in metrics and all(5000 <= int(item) < 5280 for item in re.findall(r"\d+", shelf.split("]")[0]))
 
 
+def test_the_page_on_a_model_of_your_own_runs(capsys, monkeypatch, tmp_path):
+    (tmp_path / "book").symlink_to(ROOT / "book")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(MODELS, "mean-mlp", None)  # forgotten again at the end
+    exec(re.findall(r"```python\n(.*?)```", read("book/own_model.md"), re.DOTALL)[0], {"__name__": "own"})
+    honest, comparison = capsys.readouterr().out.splitlines()
+    assert "'epoch'" in honest and comparison.startswith("Comparison(difference=-")
+    assert (tmp_path / "my-results" / "variants" / "mean-mlp--first--demo--seed0.json").exists()
+
+
 def test_citations_are_complete():
     works = yaml.safe_load(read("CITATION.cff"))["references"]
     assert len(works) == 5

@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbr_core import pickles, readers
+from sbr_core import log_columns, pickles, readers
 from sbr_core.pickles import DataError
 
 RAW = Path(os.environ.get("SBR_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")) / "raw"
@@ -128,7 +129,8 @@ def test_parquet_dates_and_whole_number_ids(tmp_path):
     assert clicks.time.tolist() == [1577836800500, 1577923200000]
 
 
-CELL = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6)
+CELL = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6).filter(
+    lambda text: text not in log_columns.MISSING and not text.endswith(".0"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -215,6 +217,94 @@ def test_a_row_with_a_field_too_many_is_named(tmp_path, chunk):
     raises(written(tmp_path / "f.csv", head + "1,2,3,4,5\n"), "row 3 (has 5 fields|holds one field too many)", read)
     quoted = written(tmp_path / "e.csv", head.replace("1,2,3", '1,"2,5",3') + "1,2,3,\n")  # quotes, an empty last field
     assert read(quoted, chunk=chunk).item_ids.tolist() == ["2,5", "2"]
+
+
+HEAD = "session,item,time\n"
+
+
+def test_whole_numbers_kept_as_floats_are_whole_number_ids(tmp_path):
+    frame = pd.DataFrame({"session": [1, 1, 2, 2], "item": [20, 10, 20, 30], "time": range(4)})
+    folder = sharded(frame, tmp_path / "shards", [2])
+    frame.iloc[2:].astype({"item": float, "session": "Float64"}).to_parquet(folder / "part-00001.parquet")
+    clicks = readers.read_log(folder)
+    assert clicks.item_ids.tolist() == [20, 10, 30] and clicks.item_ids.dtype == np.int64
+    assert clicks.session_ids.tolist() == [1, 2]
+    path = written(tmp_path / "floats.csv", HEAD + "1.0,20.0,5\n1.0,10.0,6\n-2.0,20.0,7\n")
+    assert readers.read_log(path, chunk=1).item_ids.tolist() == [20, 10]
+    assert readers.read_log(path).session_ids.tolist() == [1, -2]
+    versions = written(tmp_path / "versions.csv", HEAD + "a,1.0,5\na,1.5,6\n")
+    assert readers.read_log(versions).item_ids.tolist() == ["1.0", "1.5"]
+
+
+def test_ids_that_are_no_whole_numbers_are_named(tmp_path):
+    for number, (value, said) in enumerate([(0.5, "row 2 holds '0.5'"), (2.0**53, "row 2 holds '9007199254740992.0'"),
+                                            (np.inf, "row 2 holds 'inf'"), (np.nan, "row 2 holds 'nan'; the item is")]):
+        pd.DataFrame({"session": [1, 1], "item": [1.0, value], "time": [1, 2]}).to_parquet(tmp_path / f"{number}.pq")
+        raises(tmp_path / f"{number}.pq", said, readers.read_log)
+    path = written(tmp_path / "both.csv", HEAD + "1,20.0,5\n1,20,6\n")
+    raises(path, "item 20 is also there as 20.0", readers.read_log)
+
+
+@pytest.mark.parametrize("word", ["NULL", "null", "NA", "N/A", "NaN", "nan", "None", "<NA>", "\\N"])
+@pytest.mark.parametrize("name", ["session", "item"])
+def test_an_id_that_says_it_is_missing_is_refused(tmp_path, word, name):
+    row = {"session": "1", "item": "2"} | {name: word}
+    path = written(tmp_path / "a.csv", HEAD + f"1,2,3\n{row['session']},{row['item']},4\n")
+    said = re.escape(f"row 3 holds {word!r}; the {name} is missing; correct or delete the row (if {word} is an id")
+    for chunk in (1, 100):
+        raises(path, said, readers.read_log, chunk=chunk)
+
+
+def test_dates_written_as_numbers_are_refused(tmp_path):
+    path = written(tmp_path / "a.csv", "session,item,day\n1,2,20140402\n1,3,20141231\n")
+    raises(path, "column day holds dates such as 20140402, .* 2014-04-02", readers.read_log, time="day")
+    pd.DataFrame({"session": [1], "item": [2], "time": [20140402]}).to_parquet(tmp_path / "a.pq")
+    raises(tmp_path / "a.pq", "column time holds dates such as 20140402", readers.read_log)
+    seconds = written(tmp_path / "b.csv", HEAD + "1,2,20140402\n1,3,20141332\n")  # there is no 13th month
+    assert readers.read_log(seconds, chunk=1).time.tolist() == [20140402000, 20141332000]
+    path = written(tmp_path / "c.csv", HEAD + "1,2,20140402111746\n")
+    raises(path, "divide milliseconds by 1000.* or ISO 8601", readers.read_log)
+
+
+def test_separators_and_suffixes(tmp_path):
+    tabs = HEAD.replace(",", "\t") + "1\t2\t3\n"
+    for name, how in {"a.txt": {"sep": "\\t"}, "b.txt": {"sep": "\t"}, "c.TSV": {}, "d.csv.Tsv": {"sep": ""}}.items():
+        assert readers.read_log(written(tmp_path / name, tabs), **how).item_ids.tolist() == [2]
+    pd.DataFrame({"session": [1], "item": [2], "time": [3]}).to_parquet(tmp_path / "E.PARQUET")
+    assert readers.read_log(tmp_path / "E.PARQUET").item_ids.tolist() == [2]
+    with pytest.raises(ValueError, match=r"sep is one character, or \\t for a tab; got '::'"):
+        readers.read_log(tmp_path / "a.txt", sep="::")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_text_of_another_encoding_is_told_so(tmp_path, encoding):
+    for number, content in enumerate((HEAD + "1,Größe,3\n", HEAD.replace("item", "Größe") + "1,2,3\n")):
+        path = written(tmp_path / f"{number}.csv", content.encode(encoding))
+        raises(path, "not text in UTF-8 .*; save it as CSV in UTF-8", readers.read_log)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_blank_rows_are_counted_and_skipped(tmp_path, chunk):
+    rows = "1,2,3\n\n1,5,4\n,,\n\n"
+    assert readers.read_log(written(tmp_path / "a.csv", HEAD + rows), chunk=chunk).item_ids.tolist() == [2, 5]
+    path = written(tmp_path / "b.csv", HEAD + rows + "1,,5\n")
+    raises(path, "row 7 holds ''; the item is missing", readers.read_log, chunk=chunk)
+    path = written(tmp_path / "c.csv", HEAD + rows + "1,2,3,4\n")
+    raises(path, "row 7 holds one field too many", readers.read_log, chunk=chunk)
+    path = written(tmp_path / "d.dat", YOO.replace("\n", "\n\n"))
+    assert readers.read_yoochoose(path, chunk).item_ids.tolist() == [214, 99]
+    raises(written(tmp_path / "e.csv", HEAD + "\n\n"), "no clicks in it", readers.read_log, chunk=chunk)
+
+
+def test_shards_in_subfolders_are_read(tmp_path):
+    frame = pd.DataFrame({"session": [1, 1, 2], "item": [7, 8, 9], "time": range(3)})
+    for day in (0, 1, 2):
+        (tmp_path / f"log/{day}.parquet").mkdir(parents=True)
+        frame.iloc[day : day + 1].to_parquet(tmp_path / f"log/{day}.parquet/part-0.parquet")
+    (tmp_path / "log/_temporary").mkdir()
+    frame.to_parquet(tmp_path / "log/_temporary/part-0.parquet")
+    frame.to_parquet(tmp_path / "log/.part-0.parquet")
+    assert readers.read_log(tmp_path / "log").item.tolist() == [0, 1, 2]
 
 
 def test_one_column_is_not_two(tmp_path):

@@ -137,7 +137,7 @@ def test_a_published_variant_is_run_by_its_name_without_a_plan():
     assert here.recipe == replace(published, config=replace(published.config, epochs=2))
     assert here.file == records.file_name("gc-san", "diginetica", 3, "copy")
     assert carried.recipe.arguments == published.arguments
-    with pytest.raises(ValueError, match="'gc-san--copied'; it has none of gc-san; published are gc-san--copy"):
+    with pytest.raises(ValueError, match="no plan is given for 'gc-san--copied'; published are gc-san--copy"):
         rerun.jobs_for(["gc-san--copied"], "demo")
 
 

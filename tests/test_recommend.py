@@ -113,6 +113,20 @@ def test_text_is_read_as_the_catalogue_has_its_ids():
         recommender().parse("1000;1007")
 
 
+ODD = ["a, b", 'wide "x"', " padded ", "padded", '"', "plain", "two\nlines", "mug 3"]
+
+
+@pytest.mark.parametrize("text, ids", [
+    ('"a, b",plain', ["a, b", "plain"]), ('"wide ""x""",plain', ['wide "x"', "plain"]), ('wide "x"', ['wide "x"']),
+    (" padded , plain", [" padded ", "plain"]), ("padded, padded", ["padded", "padded"]), ('""""', ['"']),
+    ('"two\nlines",plain', ["two\nlines", "plain"]), ("plain\npadded\n", ["plain", "padded"]),
+    (", ,plain,", ["plain"]), ("", []), (" mug 3 , mug 4 ", ["mug 3", "mug 4"]),
+])  # fmt: skip
+def test_an_id_with_commas_quotes_or_spaces_at_an_end_is_quoted_as_in_a_csv_file(text, ids):
+    found = Recommender(GRU4Rec(len(ODD), 4), np.array(ODD), torch.ones(len(ODD)))
+    assert found.parse(text) == ids
+
+
 @pytest.mark.parametrize("item_ids", [NUMBERS, WORDS, NUMBERS.astype(np.int32)], ids=["int64", "words", "int32"])
 def test_a_saved_recommender_answers_the_same(item_ids, tmp_path):
     before = recommender(item_ids)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import chain, random_sessions
 
-from sbr_core import plan, record_check, records, replicate, train
+from sbr_core import models, plan, record_check, records, replicate, train
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import evaluate
 from sbr_core.recipes import Recipe
@@ -205,6 +205,26 @@ def test_a_recipe_without_a_select_run_has_its_last_epoch_for_the_honest_one(run
 def test_a_seed_gives_its_model_and_another_seed_another():
     one, two, other = (replicate.new_model(RECIPE, V, seed) for seed in (0, 0, 1))
     assert torch.equal(one.table, two.table) and not torch.equal(one.table, other.table)
+
+
+@pytest.mark.parametrize("name", ["bpr-mf", "fpmc"])
+def test_a_system_that_draws_while_it_counts_has_the_seed_of_its_run(name):
+    sessions, small = random_sessions(30, V), {"dim": 4, "epochs": 1}
+    tables = [
+        dict(replicate.new_model(Recipe(name, small | own), V, seed).fit(sessions).named_buffers())
+        for own, seed in (({}, 0), ({}, 0), ({}, 1), ({"seed": 1}, 7))
+    ]
+    one, again, other, given = (torch.cat([t.flatten().double() for t in each.values()]) for each in tables)
+    assert torch.equal(one, again) and torch.equal(other, given) and not torch.equal(one, other)
+
+
+def test_a_record_holds_the_defaults_of_its_model_and_a_changed_one_is_noticed(run, monkeypatch):
+    path = run()
+    held = records.read(path)["constructor"]
+    assert held.items() > RECIPE.arguments.items() and held.keys() == models.bound("gru4rec", {}).keys()
+    monkeypatch.setattr(records, "bound", lambda name, arguments: models.bound(name, arguments) | {"dropout": 0.9})
+    with pytest.raises(ValueError, match=r"other settings \(dropout differ\)"):
+        run()
 
 
 def test_the_evaluator_reports_metrics_intervals_and_what_could_not_be_known():

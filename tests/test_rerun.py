@@ -202,3 +202,21 @@ def test_what_is_recorded_short_of_the_plan_comes_with_what_it_lacks(path, tmp_p
     assert found.lacks.tolist() == [f"2 of {job.recipe.config.epochs} epochs, bf16, no ranks"]
     assert found.command.tolist() == ["sbr replicate --models tagnn --datasets yoochoose1_64 --seeds 0 --renew"]
     assert rerun.short([job], tmp_path / "elsewhere").empty
+
+
+def test_a_system_that_counts_has_no_epochs_to_change():
+    pop, stamp = rerun.jobs_for(["pop", "stamp"], "demo", epochs=3)
+    assert pop.recipe == recipe("pop", "demo") and stamp.recipe.config.epochs == 3
+
+
+def test_a_command_says_what_of_a_record_it_would_not_repeat():
+    found = record("stamp", "demo")
+    assert rerun.repeat(found) == "sbr replicate --models stamp --datasets demo --seeds 0"
+    found["recipe"]["config"] |= {"lr": 0.5, "seed": 3}
+    found["recipe"]["arguments"] |= {"dim": 7}
+    assert rerun.repeat(found).endswith("--seeds 0  # the record has settings of its own: dim, lr")
+
+
+def test_a_variant_without_a_plan_is_refused_in_one_negation():
+    with pytest.raises(ValueError, match="^no plan is given for 'stamp--mine'; published are stamp--paper"):
+        rerun.jobs_for("stamp--mine", "demo")

@@ -430,6 +430,7 @@ def test_every_step_has_its_own_negatives_and_a_seek_repeats_them(scores):
     "make, message",
     [
         (lambda: NegativeSampling(12, counts=COUNTS), r"negatives must lie in 1..11 .*got 12; .*loss='full'"),
+        (lambda: Triplet(12, counts=COUNTS), r"""--config 'loss_arguments={"negatives":11}' draws as many as there"""),
         (lambda: Triplet(0, counts=COUNTS), "negatives must lie in 1..11 .*got 0"),
         (lambda: SampledSoftmax(3, alpha=-0.5, counts=COUNTS), r"alpha must be 0 \(uniform\) or more .*got -0.5"),
         (lambda: NegativeSampling(3, alpha=math.nan, counts=COUNTS), "alpha must be 0 .*got nan"),

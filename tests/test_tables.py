@@ -146,3 +146,11 @@ def test_the_cost_of_the_runs_is_told_by_dataset(tmp_path):
     told = tables.training_told(found, titles)
     assert told.startswith("0.0 hours on Diginetica (1 run), 1.0 hours on Yoochoose (2 runs): training alone")
     assert tables.training_told(found, {"meli2020": "MeLi"}) == ""
+
+
+def test_ranks_that_no_record_keeps_decide_no_comparison():
+    kept, exact = torch.tensor([3.0, 255.0]), torch.tensor([3.0, 400.0])
+    assert tables.compare(exact, exact, torch.arange(2), "HR@300").difference == 0
+    with pytest.raises(ValueError, match="HR@255: ranks that are kept beside a record end at 255; cut off before it"):
+        tables.compare(kept, exact, torch.arange(2), "HR@255")
+    assert tables.compare(kept, exact, torch.arange(2), "HR@254").difference == 0

@@ -1,5 +1,6 @@
 """Training: the loop, exact resume after every kind of stop, refusals, and stops that lose nothing."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -414,6 +415,24 @@ def test_bf16_learns_almost_as_well():
         config = TrainConfig(epochs=2, batch_size=16, lr=0.02, lr_every=None, precision=precision)
         losses[precision] = quietly(new_model(dropout=0.0), config=config)[-1]["loss"]
     assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+def test_very_long_inputs_are_told_of_once_with_what_to_do(monkeypatch, recwarn):
+    monkeypatch.setattr(train, "LONG", 4)
+    config = TrainConfig(epochs=2, batch_size=300)
+    for quiet in (dataclasses.replace(config, max_len=5), dataclasses.replace(config, batches="session-parallel")):
+        with contextlib.suppress(ValueError):  # what carries no state cannot be trained session-parallel
+            quietly(new_model(), config=quiet)
+    quietly(new_model(), windows=WINDOWS.last(4), config=config)
+    assert not recwarn.list
+    quietly(new_model(), config=config)
+    (found,) = recwarn.list
+    assert "the longest input has 5 clicks" in str(found.message) and "--max-len 50" in str(found.message)
+    assert "chapter 05" in str(found.message) and train.LONG == 4
+
+
+def test_inputs_of_the_published_datasets_are_not_told_of():
+    assert 145 < train.LONG == 500
 
 
 def test_training_outside_the_main_thread_works():

@@ -75,11 +75,11 @@ def record(system, dataset, seed=0, variant="", hr=50.0, mrr=20.0, half=1.0):
         final.append({"epoch": number, "test": test, "seconds": seconds, "examples_per_second": speed})
     select = [{"epoch": number, "validation": {"MRR@20": value}} for number, value in ((1, 2.0), (2, 1.0))]
     runs = {"select": select, "final": final}
-    fingerprint = FINGERPRINTS.get(dataset, "f" * 64)
+    fingerprint, planned = FINGERPRINTS.get(dataset, "f" * 64), recipe(system, dataset)
     return {
         "schema": SCHEMA, "system": system, "variant": variant, "dataset": dataset, "protocol": "test",
         "fingerprint": fingerprint, "seed": seed, "runs": runs, "seconds": 40.0, "device": "CPU", "peak_rss_mb": 1.0,
-        "recipe": {"arguments": {}, "config": asdict(recipe(system, dataset).config)}, "versions": {},
+        "recipe": {"arguments": dict(planned.arguments), "config": asdict(planned.config)}, "versions": {},
     } | both_columns(runs)  # fmt: skip
 
 

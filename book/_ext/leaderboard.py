@@ -22,7 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from sbr_core import plan, plots, records, rerun, tables
 from sbr_core.costs import Costs
-from sbr_core.models import MODELS
+from sbr_core.models import MODELS, SessionModel
 from sbr_core.models.base import CountingModel
 
 STYLE = """<style>
@@ -53,7 +53,7 @@ def board(folder: Path) -> pd.DataFrame:
     read, of_plan = [records.read(Path(path)) for path in found.record], folder.parent / "plan.toml"
     shown["epoch picked by"] = [picked_by(record) for record in read]
     shown["epochs"] = [epochs_of(record, of_plan) for record in read]
-    shown["repeat"] = [f"<code>{escape(rerun.repeat(record, of_plan))}</code>" for record in read]
+    shown["repeat"] = [_command(record, of_plan) for record in read]
     named = found.variant.map(lambda name: f" ({name})" if name else "")
     shown["system"] = (found.system + named).map(escape)
     columns = ["system", "dataset", "seed", "HR@20", "± HR", "MRR@20", "± MRR", "epoch picked by", "epochs"]
@@ -63,7 +63,7 @@ def board(folder: Path) -> pd.DataFrame:
 
 def picked_by(record: dict) -> str:
     """What chose the epoch of a record's honest values."""
-    if issubclass(MODELS[record["system"]], CountingModel):
+    if issubclass(MODELS.get(record["system"], SessionModel), CountingModel):
         return "none: fitted once"
     return "held-out sessions" if "select" in record["runs"] else "the last one, fixed before"
 
@@ -74,10 +74,17 @@ def epochs_of(record: dict, path: Path) -> str:
     Args:
         path: of the plan that defines its variant.
     """
-    if issubclass(MODELS[record["system"]], CountingModel):
+    if issubclass(MODELS.get(record["system"], SessionModel), CountingModel):
         return ""
+    if record["system"] not in MODELS:  # a reader's own model
+        return str(len(record["runs"]["final"]))
     held, planned = rerun.departures(record, path).get("epochs", (len(record["runs"]["final"]), 0))
     return f"{held} of {planned}" if planned else str(held)
+
+
+def _command(record: dict, path: Path) -> str:
+    known = record["system"] in MODELS
+    return f"<code>{escape(rerun.repeat(record, path))}</code>" if known else "a model of its maker's own"
 
 
 def _link(folder: Path, path: Path) -> str:

@@ -1,7 +1,7 @@
 """Every system of the book under the name that the papers give it, in lower case."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -78,10 +78,30 @@ def build(name: str, num_items: int, /, **arguments) -> nn.Module:
     return model
 
 
+def seeded(name: str, arguments: Mapping, seed: int) -> dict:
+    """The arguments; of a system that draws its own random numbers while it counts with a ``seed``, by default this.
+
+    Neural models draw from torch's generator. The ``seed`` of LGSR is that of its walks alone.
+    """
+    draws = issubclass(MODELS[name], CountingModel) and "seed" in _arguments(MODELS[name])
+    return ({"seed": seed} if draws else {}) | dict(arguments)
+
+
+def bound(name: str, arguments: Mapping) -> dict:
+    """All arguments that `build` gives the model called `name`: these, and the defaults of the others."""
+    functions = [MODELS[name]] + ([SessionModel.compare_by] if issubclass(MODELS[name], SessionModel) else [])
+    taken = [item for function in functions for item in inspect.signature(function).parameters.items()]
+    default = {key: parameter.default for key, parameter in taken if key not in ("self", "num_items")}
+    return default | dict(arguments)
+
+
 def _arguments(function: Callable) -> dict:
     """Name and annotation of what a constructor or method takes from the user."""
     taken = inspect.signature(function).parameters.items()
     return {key: parameter.annotation for key, parameter in taken if key not in ("self", "num_items")}
 
 
-__all__ = ["MODELS", "CountingModel", "SessionModel", "build", *sorted(cls.__name__ for cls in MODELS.values())]
+__all__ = [
+    "MODELS", "CountingModel", "SessionModel", "bound", "build", "seeded",
+    *sorted(cls.__name__ for cls in MODELS.values()),
+]  # fmt: skip
