@@ -210,17 +210,15 @@ def beyond_starts(table: pd.DataFrame, deviation: float, starts: int) -> tuple[i
     return int((large | decided.basis.str.contains("seeds")).sum()), len(decided)
 
 
-def most_started(found: pd.DataFrame, dataset: str, metric: str = "MRR@20") -> tuple[str, int, float] | None:
-    """Of the systems with several seeds the one with the most, then that which varies most; None if there is none.
+def started(found: pd.DataFrame, dataset: str, metric: str = "MRR@20") -> list[tuple[str, int, float]]:
+    """The systems with several seeds: that with the most first, of as many seeds that which varies most.
 
     Returns:
-        Its name, the number of its starts, and the standard deviation of its honest metric over them.
+        Of each its name, the number of its starts, and the standard deviation of its honest metric over them.
     """
     values = found[found.dataset == dataset].groupby(["system", "variant"])[f"honest {metric}"].agg(["size", "std"])
-    several = values[values["size"] > 1].sort_values(["size", "std"])
-    if several.empty:
-        return None
-    return "--".join(filter(None, several.index[-1])), int(several["size"].iloc[-1]), float(several["std"].iloc[-1])
+    several = values[values["size"] > 1].sort_values(["size", "std"], ascending=False)
+    return [("--".join(filter(None, row.Index)), int(row.size), float(row.std)) for row in several.itertuples()]
 
 
 def starts_told(table: pd.DataFrame, found: pd.DataFrame, dataset: str = "yoochoose1_64") -> str:
@@ -229,17 +227,18 @@ def starts_told(table: pd.DataFrame, found: pd.DataFrame, dataset: str = "yoocho
     Args:
         table: what `judged` returned.
         found: rows of `tables.load`.
-        dataset: on which `most_started` is looked up.
+        dataset: of the starts, see `started`.
     """
-    if (known := most_started(found, dataset)) is None:
+    if not (known := started(found, dataset)):
         return ""
-    name, starts, deviation = known
+    (name, starts, deviation), *others = known
+    less = "".join(f"; `{other}` did by {by:.2f} over {runs}" for other, runs, by in others)
     large, decided = beyond_starts(table[table.metric == "MRR@20"], deviation, starts)
     return (
         f"Of the {decided} verdicts by MRR@20 on real logs that are held or not held, **{large}** "
         f"rest{'s' * (large == 1)} on a difference of more than {starts_apart(deviation, starts):.1f} points. As far "
         f"apart may lie two starts of one training, if all systems vary as `{name}` did: by {deviation:.2f} from start "
-        f"to start, a deviation that rests on {starts} starts (Student's t). See "
+        f"to start, a deviation that rests on {starts} starts (Student's t){less}. See "
         "[chapter 44](44_scalable_losses_experiments.ipynb#what-another-start-is-worth), and "
         "[chapter 29](29_side_by_side.ipynb#what-another-start-is-worth) for the demo shop."
     )

@@ -141,8 +141,8 @@ def test_a_deviation_of_few_starts_reaches_further_than_one_of_many(folder):
     for system, seeds in (("narm", (1.0, 2.0)), ("stamp", (30.0, 30.5, 31.0)), ("gru4rec", (1.0, 3.0, 5.0))):
         for seed, mrr in enumerate(seeds):
             put(folder, system, mrr=mrr, dataset="yoochoose1_64", seed=seed)
-    assert claims.most_started(tables.load(folder), "yoochoose1_64") == ("gru4rec", 3, pytest.approx(2.0))
-    assert claims.most_started(tables.load(folder), "diginetica") is None
+    assert claims.started(tables.load(folder), "yoochoose1_64")[0] == ("gru4rec", 3, pytest.approx(2.0))
+    assert claims.started(tables.load(folder), "diginetica") == []
 
 
 def test_the_deviation_of_a_start_is_told_with_the_verdicts(folder):
@@ -153,6 +153,10 @@ def test_the_deviation_of_a_start_is_told_with_the_verdicts(folder):
     told = claims.starts_told(table, tables.load(folder), "diginetica")
     assert "**1** rests on a difference of more than 12.7 points" in told and told.startswith("Of the 2 verdicts")
     assert "as `stamp` did: by 0.71 from start to start, a deviation that rests on 2 starts" in told
+    for seed, mrr in ((0, 20.0), (1, 20.02), (2, 20.04)):
+        put(folder, "pop", mrr=mrr, dataset="diginetica", seed=seed)
+    told = claims.starts_told(table, tables.load(folder), "diginetica")
+    assert "as `pop` did: by 0.02 from start to start" in told and "(Student's t); `stamp` did by 0.71 over 2." in told
 
 
 def run_of(folder, system, mrr, picked, **config):
