@@ -275,6 +275,25 @@ def test_a_run_that_finds_no_memory_is_reported_and_the_next_ones_begin(workers,
     assert workers == 1 or "1 of 3 runs failed: starved--demo--seed0.json\n" in said
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError("no"), KeyError("no"), ZeroDivisionError("no"), ImportError("no")], ids=repr
+)
+def test_whatever_stops_a_run_the_next_one_begins(error, tmp_path, capsys, monkeypatch):
+    first, second = (plan.Job(plan.varied(system, "demo"), "demo", 0) for system in ("pop", "s-pop"))
+    replicated = replicate.replicate
+
+    def one(recipe, *rest):
+        if recipe.model == "pop":
+            raise error
+        return replicated(recipe, *rest)
+
+    monkeypatch.setattr(replicate, "replicate", one)
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed: pop--demo"):
+        replicate.run_all([first, second], tmp_path / "w", tmp_path / "r", progress=False)
+    assert (tmp_path / "r" / second.file).exists()
+    assert f"failed: {first.file}: {error if str(error) else 'MemoryError'}" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_a_counting_system_is_replicated_on_a_gpu(tmp_path):
     if not torch.cuda.is_available():
