@@ -115,7 +115,8 @@ class SkipGram(nn.Module):
         s_{ic} = v_i \\cdot \\theta_c \\quad\\text{or, with NCE,}\\quad s_{ic} = v_i \\cdot \\theta_c + b_c - \\log Q(c)
 
     All pairs of a step share the K negatives, so they are counted instead of listed: with M (I, Y) the number of pairs
-    of every distinct input and label, a step is one product of I input vectors with Y + K output vectors.
+    of every distinct input and label, a step is one product of I input vectors with Y + K output vectors. Finding the
+    distinct ones waits for the device, once a step.
 
     Args:
         num_items: V.
