@@ -7,13 +7,10 @@ honest one. A recipe without a select run picks nothing: its honest epoch is the
 """
 
 import dataclasses
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from sbr_core.evaluate import evaluate
 from sbr_core.models import MODELS, build, seeded
 from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
+from sbr_core.run_state import Busy, alone_in
 from sbr_core.sessions import Sessions, Windows
 from sbr_core.train import TrainConfig, fit
 
@@ -61,22 +59,6 @@ def occurring(sessions: Sessions):
     return torch.bincount(sessions.clicks.long(), minlength=sessions.num_items) > 0
 
 
-class Busy(RuntimeError):
-    """Another process is at work on this run."""
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the run: the lock goes with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"another process is at work on {path.parent.name}") from error
-        yield
-
-
 def replicate(
     recipe: Recipe,
     dataset: Dataset,
@@ -106,7 +88,9 @@ def replicate(
     stands = partial(_stands, path, recipe, config, dataset, renew)
     if stands():
         return path
-    with _locked(work / f"{path.stem}-final" / "lock"):
+    final = work / f"{path.stem}-final"
+    final.mkdir(parents=True, exist_ok=True)
+    with alone_in(final):
         parts = ("select", "final") if recipe.select and not _counts(recipe) else ("final",)
         watch = records.Watch(device)
         run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
@@ -115,7 +99,7 @@ def replicate(
             return path
         if path.exists():
             records.set_aside(path)
-        records.keep_ranks(path, Path(f"{work / path.stem}-final"), records.both_columns(epochs)["honest"]["epoch"])
+        records.keep_ranks(path, final, records.both_columns(epochs)["honest"]["epoch"])
         return records.write(path, recipe, config, dataset, epochs, watch)
 
 

@@ -149,12 +149,16 @@ def _flat(run: dict) -> dict:
     return {key: value for key, value in run.items() if key != "config"} | fixed_fields(TrainConfig()) | run["config"]
 
 
+class Busy(ValueError):
+    """Another process is at work on this run."""
+
+
 @contextmanager
 def alone_in(output: Path | None) -> Iterator[None]:
     """Hold the folder of a run: the lock goes with the process, however it ends.
 
     Raises:
-        ValueError: if another training holds it.
+        Busy: if another process holds it.
     """
     if output is None:
         yield
@@ -172,6 +176,6 @@ def _lock(folder: int, output: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another training is at work in {output}: wait for it, or choose another --output") from None
+        raise Busy(f"another process is at work in {output}: wait for it, or choose another folder") from None
     except OSError as error:
         warnings.warn(f"{output} cannot be locked ({error}): start no second training there", stacklevel=2)

@@ -24,6 +24,7 @@ from sbr_core.datasets import Dataset
 from sbr_core.models import build
 from sbr_core.recipes import Recipe
 from sbr_core.replicate import new_model
+from sbr_core.run_state import alone_in
 from sbr_core.sharded import shard
 from sbr_core.sharded_training import fit_sharded
 
@@ -70,7 +71,8 @@ def main(
         device = join(rank, ranks)
         print(f"rank {rank} of {ranks}: process {os.getpid()}, {device}", file=sys.stderr, flush=True)
         data = cli.load_dataset(dataset, log)
-        records = train(recipe, data, output, device, checkpoint_steps)
+        with alone_in(output if rank == 0 else None):
+            records = train(recipe, data, output, device, checkpoint_steps)
     except Told as error:
         sys.exit(cli.fail(_stopped(rank, ranks, str(error), output)))
     except (ValueError, FloatingPointError, LookupError, OSError, ImportError) as error:
@@ -94,21 +96,25 @@ def train(recipe: Recipe, data: Dataset, output: Path | None, device: str, check
         The records of all epochs, the same on every rank.
 
     Raises:
-        ValueError, FloatingPointError: as `sharded.shard` and `sharded_training.fit_sharded`.
+        ValueError, FloatingPointError: as `sharded.shard` and `sharded_training.fit_sharded`; a ValueError too if
+            `output` holds another run.
+        OSError: if the disk has no room for the model, even at the end.
     """
-    config = recipe.config
+    config, keeper = recipe.config, workflow.Keeper(recipe, data, output, validate=False)
 
     def keep(tensors: dict, epochs: list[dict]) -> None:
-        if output:
-            with torch.device("meta"):  # takes over the tensors: the table is not held once more
-                model = build(recipe.model, data.num_items, **recipe.arguments)
-            model.load_state_dict(tensors, assign=True)
-            workflow.keep_model(model, recipe, data, output)
+        with torch.device("meta"):  # takes over the tensors: the table is not held once more
+            model = build(recipe.model, data.num_items, **recipe.arguments)
+        model.load_state_dict(tensors, assign=True)
+        keeper(model, epochs)
 
     model = shard(new_model(recipe, data.num_items, config.seed, device))
     windows, test = config.examples(data.train).to(device), config.truncate(data.test_windows()).to(device)
     identity = workflow.identity_of(recipe, data)
-    return fit_sharded(model, windows, config, test, output, identity, checkpoint_steps, True, keep)
+    epochs = fit_sharded(model, windows, config, test, output, identity, checkpoint_steps, True, keep)
+    if keeper.again:  # the disk was full
+        keeper.again()
+    return epochs
 
 
 def with_negatives(recipe: Recipe, negatives: int | None) -> Recipe:

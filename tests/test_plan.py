@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import chain, put, record
 
-from sbr_core import costs, plan, published, records, replicate
+from sbr_core import costs, plan, published, records, replicate, run_state
 from sbr_core.cli_options import parse_budget, render
 from sbr_core.datasets import Dataset
 from sbr_core.recipes import recipe
@@ -383,10 +383,12 @@ def counting(system):
 
 
 def test_a_run_that_another_process_holds_is_passed_over(tmp_path, chains, capsys):
-    with replicate._locked(tmp_path / "work" / "markov--chain--seed0-final" / "lock"):
+    held = tmp_path / "work" / "markov--chain--seed0-final"
+    held.mkdir(parents=True)
+    with run_state.alone_in(held):
         paths = replicate.run_all([counting("markov"), counting("pop")], tmp_path / "work", tmp_path)
     assert [path.name for path in paths] == ["pop--chain--seed0.json"]
-    assert "passed over: another process is at work on markov--chain--seed0" in capsys.readouterr().err
+    assert f"passed over: another process is at work in {held}" in capsys.readouterr().err
     paths = replicate.run_all([counting("markov"), counting("pop")], tmp_path / "work", tmp_path)
     assert [path.name for path in paths] == ["markov--chain--seed0.json", "pop--chain--seed0.json"]
 

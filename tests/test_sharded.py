@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from sharding import CASES, EXAMPLES, V, config_of, new, tolerance
 
-from sbr_core import checkpoints, torchrun
+from sbr_core import checkpoints, run_state, torchrun
 from sbr_core.batches import length_order
 from sbr_core.evaluate import evaluate
 from sbr_core.models import build
@@ -317,6 +317,31 @@ def test_what_goes_wrong_on_a_rank_is_one_line(error, said, monkeypatch, capsys)
         torchrun.main("stamp")
     told = capsys.readouterr().err
     assert ended.value.code == 1 and said in told and told.count("\n") == 1
+
+
+@pytest.fixture
+def alone_on_a_rank(monkeypatch):
+    """run(folder): the command as the only rank, in this process."""
+    monkeypatch.setattr(torchrun.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torchrun, "join", lambda *_: "cpu")
+
+    def run(folder):
+        with pytest.raises(SystemExit) as ended:
+            torchrun.main("stamp", output=folder)
+        return ended.value.code
+
+    return run
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_is_trained(alone_on_a_rank, tmp_path, sbr, capsys):
+    with run_state.alone_in(tmp_path):
+        assert alone_on_a_rank(tmp_path) == 1
+    assert "another process is at work in" in capsys.readouterr().err
+    assert sbr("train", "--model", "pop", "--output", tmp_path)[0] == 0
+    kept = (tmp_path / "model.safetensors").read_bytes()
+    assert alone_on_a_rank(tmp_path) == 1
+    assert "model.safetensors belongs to another run: model, arguments" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == kept
 
 
 @pytest.mark.parametrize("more, said", [

@@ -58,7 +58,7 @@ def test_two_trainings_do_not_share_a_folder(sbr, tmp_path):
     fcntl.flock(folder, fcntl.LOCK_EX)
     code, out, err = sbr(*STAMP, "--output", tmp_path)
     assert (code, out) == (1, "") and not list(tmp_path.iterdir())
-    assert err == f"error: another training is at work in {tmp_path}: wait for it, or choose another --output\n"
+    assert err == f"error: another process is at work in {tmp_path}: wait for it, or choose another folder\n"
     os.close(folder)
     assert sbr(*STAMP, "--output", tmp_path)[0] == 0
 
@@ -67,7 +67,7 @@ def test_a_folder_is_held_while_a_model_trains_and_let_go_whatever_happens(sbr, 
     refused = []
 
     def new_model(*given):
-        with pytest.raises(ValueError, match="another training is at work"), workflow.alone_in(tmp_path):
+        with pytest.raises(ValueError, match="another process is at work"), workflow.alone_in(tmp_path):
             pass
         refused.append(True)
         raise ValueError("broken")
