@@ -13,8 +13,9 @@ KINDS = {
     "as_published": dict, "honest": dict, "runs": dict, "seconds": float, "device": str, "peak_rss_mb": float,
     "versions": dict,
 }  # fmt: skip
-OPTIONAL = {  # earlier records lack them
+OPTIONAL = {  # not every record has them
     "ranks_sha256": str,  # of the bytes of the file of ranks beside the record
+    "final_of": str,  # digest of the earlier record that the final run is from
     "constructor": dict,  # all arguments of the model, the defaults of that day included
 }
 

@@ -78,8 +78,20 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str
     return differing
 
 
-def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epochs: dict, watch: Watch) -> Path:
-    """Write the record of a run, whole or not at all, with the sha256 of the ranks that are beside it already."""
+def write(
+    path: Path,
+    recipe: Recipe,
+    config: TrainConfig,
+    dataset: Dataset,
+    epochs: dict,
+    watch: Watch,
+    origin: str | None = None,
+) -> Path:
+    """Write the record of a run, whole or not at all, with the sha256 of the ranks that are beside it already.
+
+    Args:
+        origin: digest of the earlier record that the final run is from, if it was not trained now.
+    """
     kept = ranks_path(path)
     record = {
         "schema": SCHEMA,
@@ -96,6 +108,7 @@ def write(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epo
         **watch.read(),
         "versions": {"python": platform.python_version()} | _versions(),
     } | ({"ranks_sha256": _sha256(kept)} if kept.exists() else {})
+    record |= {"final_of": origin} if origin else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -9,6 +9,7 @@ honest one. A recipe without a select run picks nothing: its honest epoch is the
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from functools import partial
@@ -74,7 +75,9 @@ def replicate(
     Args:
         work: folder of the checkpoints.
         results: folder of the records; the ranks of the honest epoch go into its folder ``ranks``.
-        renew: a record that falls short (`records.lacks`) is no reason to stop; it is set aside at the end.
+        renew: a record that falls short (`records.lacks`) is no reason to stop; it is set aside at the end. One that
+            lacks only its select run gets that alone: its final run is kept if the epoch picked is the one whose
+            ranks lie beside it.
 
     Returns:
         The record's file. One that is there already is left alone otherwise: records are append-only.
@@ -94,13 +97,33 @@ def replicate(
         parts = ("select", "final") if recipe.select and not _counts(recipe) else ("final",)
         watch = records.Watch(device)
         run = partial(_run, recipe, config, dataset, work / path.stem, device, progress)
-        epochs = {part: run(part) for part in parts}
+        epochs, origin = {}, None
+        for part in parts:
+            origin = _finished(path, recipe, config, dataset, epochs, final) if part == "final" and renew else None
+            epochs[part] = records.read(path)["runs"]["final"] if origin else run(part)
         if stands():  # another command, with other checkpoints, was faster
             return path
         if path.exists():
             records.set_aside(path)
         records.keep_ranks(path, final, records.both_columns(epochs)["honest"]["epoch"])
-        return records.write(path, recipe, config, dataset, epochs, watch)
+        return records.write(path, recipe, config, dataset, epochs, watch, origin)
+
+
+def _finished(
+    path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, epochs: dict[str, list[dict]], final: Path
+) -> str | None:
+    """The digest of the record at `path` if its final run is the one that is wanted, with the ranks of the epoch that
+    the select run has picked; they are then put into the folder `final` of the run."""
+    if not path.exists() or records.lacks(path, recipe) != ["no select run"]:
+        return None
+    record = records.read(path)
+    both = epochs | {"final": record["runs"]["final"]}
+    if records.check_same(path, recipe, config, dataset.fingerprint) or (
+        records.both_columns(both)["honest"] != record["honest"]
+    ):
+        return None
+    shutil.copyfile(records.ranks_path(path), final / f"ranks-{record['honest']['epoch']}.npz")
+    return record["digest"]
 
 
 def _stands(path: Path, recipe: Recipe, config: TrainConfig, dataset: Dataset, renew: bool) -> bool:

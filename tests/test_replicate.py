@@ -112,21 +112,51 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_sets_its_record_aside(kep
     assert without_time(records.read(path)) == without_time(whole)
 
 
-def test_a_select_run_is_added_to_a_final_run_that_is_not_done_again(run, monkeypatch, capsys):
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_select_run_is_added_to_a_final_run_that_is_not_done_again(kept, run, monkeypatch, capsys):
     whole = records.read(run(results="straight"))
     shutil.rmtree(run.work)
     path = run(dataclasses.replace(RECIPE, select=False))
-    only, given = records.read(path), []
+    only, ranks, given = records.read(path), records.ranks_path(path).read_bytes(), []
+    if not kept:
+        shutil.rmtree(run.work)  # the record has its final run still
     assert run() == path and "with no select run" in capsys.readouterr().err
     assert only["honest"]["epoch"] == 2 and only["runs"].keys() == {"final"}
     assert run() == path and records.read(path) == only  # not unless asked
     step = train.train_step
     monkeypatch.setattr(train, "train_step", lambda *arguments: given.append(1) or step(*arguments))
     assert run(renew=True) == path and len(given) == 2 * 15  # the select run's steps alone
-    assert without_time(records.read(path)) == without_time(whole)
+    assert without_time(records.read(path)) == without_time(whole) | {"final_of": only["digest"]}
+    (aside,) = (path.parent / "earlier").glob("*.json")
+    assert json.loads(aside.read_text())["digest"] == only["digest"]
+    assert records.ranks_path(path).read_bytes() == records.ranks_path(aside).read_bytes() == ranks
     longer = dataclasses.replace(with_epochs(3), select=False)
     assert run(longer, renew=True) == path and len(given) == 2 * 15  # what was picked is not lost to what was not
     assert len(list((path.parent / "earlier").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("other", ["picked", "ranks", "precision"])
+def test_a_final_run_is_done_again_where_its_record_cannot_answer(other, run, monkeypatch):
+    trained, given = replicate._run, []
+    path = run(dataclasses.replace(RECIPE, select=False))
+    shutil.rmtree(run.work)
+    recipe = RECIPE
+    if other == "ranks":
+        records.ranks_path(path).unlink()
+    if other == "precision":
+        recipe = dataclasses.replace(RECIPE, config=dataclasses.replace(RECIPE.config, precision="bf16"))
+
+    def spy(*arguments):
+        given.append(arguments[-1])
+        epochs = trained(*arguments)
+        if other == "picked" and given[-1] == "select":
+            epochs[0]["validation"]["MRR@20"] = 99.0  # the ranks beside the record are of epoch 2
+        return epochs
+
+    monkeypatch.setattr(replicate, "_run", spy)
+    found = records.read(run(recipe, renew=True))
+    assert given == ["select", "final"] and "final_of" not in found
+    assert records.read_ranks(path) and found["honest"]["epoch"] == (1 if other == "picked" else 2)
 
 
 @pytest.mark.parametrize("fault", ["no ranks", "bf16"])
