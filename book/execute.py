@@ -108,7 +108,7 @@ def attempt(path: Path) -> tuple[bool, str]:
 
     try:
         return True, execute(path)
-    except (OSError, nbformat.reader.NotJSONError, PapermillExecutionError) as error:
+    except (OSError, nbformat.reader.NotJSONError, PapermillExecutionError, RuntimeError) as error:
         return False, f"{path.name}: failed\n{error}"
 
 

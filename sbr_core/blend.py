@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sbr_core import checkpoints, datasets, recipes
+from sbr_core import checkpoints, datasets
 from sbr_core.batches import Batch, gather
 from sbr_core.evaluate import Evaluation, evaluate, ranks_from_scores
 from sbr_core.models import MODELS, build
 from sbr_core.models.base import CountingModel
-from sbr_core.replicate import HELD_OUT
+from sbr_core.replicate import HELD_OUT, new_model
+from sbr_core.rerun import jobs_for
 from sbr_core.sessions import Sessions, Windows
 
 
@@ -101,7 +102,8 @@ def trained(name: str, dataset: datasets.Dataset, train: Sessions, folder: Path)
     """
     system = name.partition("--")[0]
     if issubclass(MODELS[system], CountingModel):
-        return build(system, dataset.num_items, **recipes.recipe(system, dataset.name).arguments).fit(train)
+        (job,) = jobs_for([name], dataset.name)
+        return new_model(job.recipe, dataset.num_items, job.seed).fit(train)
     if not (folder / "state.safetensors").exists():
         raise ValueError(
             f"{folder} holds no run; `sbr replicate --models {name} --datasets {dataset.name} --work {folder.parent}` "

@@ -36,6 +36,7 @@ from sbr_core.cli_options import (
     fail,
     jobs_of,
     load_dataset,
+    options,
     parse_budget,
     recipe_of,
     render,
@@ -55,9 +56,8 @@ CONTINUES = {  # what follows after Ctrl-C
     "replicate": ": the same command continues",
 }
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("``--json``")[0]
-)
+app = typer.Typer(callback=options, invoke_without_command=True, no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)  # fmt: skip
 app.add_typer(cli_data.app, name="data")
 
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-ModelName = Annotated[str, typer.Option("--model", help="A system of `sbr_core.models.MODELS`, such as sr-gnn.")]
+ModelName = Annotated[str, typer.Option("--model", help="A system, such as sr-gnn; a wrong name is told all.")]
 DatasetName = Annotated[
     str, typer.Option("--dataset", help="A name of `sbr data list`, large:N, a folder, or a CSV or Parquet file.")
 ]
@@ -66,14 +68,28 @@ def fail(message: str) -> int:
     return 1
 
 
+def options(version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False) -> None:
+    """Session-based recommendation: data, training, evaluation, recommendation and replications."""
+    if version:
+        print(f"sbr {metadata.version('sbr-core')}")
+
+
 def show(result: dict, as_json: bool) -> None:
     """One JSON object, or one line a key."""
     if as_json:
         print(json.dumps(result, allow_nan=False))
         return
     for key, value in result.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        print(f"{key:24} {shown}")
+        print(f"{key:24} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
+    if isinstance(value, list) and all(isinstance(each, float) for each in value):
+        return " to ".join(map(_shown, value)) if len(value) == 2 else ", ".join(map(_shown, value))
+    return f"{value:.3f}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def parse_pairs(pairs: list[str] | None, option: str = "--set") -> dict:
@@ -128,7 +144,7 @@ def parse_budget(text: str) -> float:
         value = float(number) * units[unit]
     except ValueError as error:
         raise ValueError(f"a budget is a time such as 90s, 20m or 2h, got {text!r}") from error
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"a budget must be positive, got {text!r}")
     return value
 
@@ -199,10 +215,14 @@ def jobs_of(
     from sbr_core import plan
     from sbr_core.rerun import jobs_for
 
+
     each = whole_numbers(seeds, "--seeds") if seeds else []
     if models is not None:
-        names = (datasets or "demo").split(",")
-        parts = (jobs_for(models.split(","), name, each or [0], epochs, path, precision) for name in names)
+        names = [name.strip() for name in (datasets or "demo").split(",")]
+        for name in names:
+            plan.check_dataset(name)
+        systems = [name.strip() for name in models.split(",")]
+        parts = (jobs_for(systems, name, each or [0], epochs, path, precision) for name in names)
         return [job for part in parts for job in part]
     if epochs is not None or precision is not None:
         raise ValueError(f"--epochs and --precision go with --models: the runs of {path} keep to their recipes")

@@ -1,6 +1,8 @@
 """How a model is trained: one frozen dataclass, checked when it is made."""
 
-from dataclasses import dataclass, field
+import math
+import typing
+from dataclasses import dataclass, field, fields
 
 from sbr_core.session_parallel import ENDS, ORDERS
 from sbr_core.sessions import Sessions, Windows
@@ -17,6 +19,11 @@ CHOICES = {
 }
 
 
+def fits(value: object, kind: object) -> bool:
+    """Whether a setting's value is of the kind that it is declared with; True and False are no numbers."""
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind is bool or bool in typing.get_args(kind))
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. The defaults are the published settings of SR-GNN.
@@ -25,7 +32,7 @@ class TrainConfig:
         epochs: epochs at most.
         batch_size: examples of a step.
         lr, lr_decay, lr_every, schedule_offset: see `optim.learning_rate`.
-        l2: coupled L2 on every parameter.
+        l2: strength of the L2 regularisation, see `optim.make_optimizers`.
         precision: "fp32" or "bf16", see `losses.FullSoftmax`.
         patience: stop after so many epochs without a better validation MRR@20; None to go on.
         seed: of the order of the examples (the caller seeds the initialisation with it too).
@@ -77,8 +84,14 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr_every is not None and self.lr_every < 1:
-            raise ValueError(f"lr_every must be at least 1, or None for a constant rate, got {self.lr_every}")
+        for name, none in (("lr_every", "a constant rate"), ("patience", "no early end"), ("max_len", "all clicks")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None for {none}, got {value}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{each.name} must be a finite number, got {value}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {' or '.join(allowed)}, got {getattr(self, name)!r}")

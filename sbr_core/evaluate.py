@@ -159,6 +159,9 @@ def evaluate(
         seen: items that occur in training, for counting the examples that no model could know.
         chunk: examples ranked at a time.
         progress: show a bar on stderr.
+
+    Raises:
+        ValueError: if there is no example, no such rule of ties, or a score is not a number.
     """
     if len(windows) == 0:
         raise ValueError("there is no example to evaluate: every session has fewer than two clicks")
@@ -166,13 +169,16 @@ def evaluate(
     model.eval()
     chunk = max(1, min(chunk, CHUNK_SCORES // windows.num_items))
     order, buffers, parts, unknown = length_order(windows, chunk), Buffers(), [], 0
-    scorer = _scorer(model, buffers)
-    for batch in tqdm(order.batches(windows), total=len(order), disable=not progress, desc="evaluate", leave=False):
-        scores = scorer(model.encode(batch))
-        parts.append(_ranks(scores, batch.target, ties, buffers))
-        if seen is not None:
-            unknown += (~torch.nn.functional.pad(seen, (0, 1), value=True)[batch.items]).any(1).sum()
-    model.train(training)
+    bar = tqdm(order.batches(windows), total=len(order), disable=not progress, desc="evaluate", leave=False)
+    try:
+        scorer = _scorer(model, buffers)
+        for batch in bar:
+            scores = scorer(model.encode(batch))
+            parts.append(_ranks(scores, batch.target, ties, buffers))
+            if seen is not None:
+                unknown += (~torch.nn.functional.pad(seen, (0, 1), value=True)[batch.items]).any(1).sum()
+    finally:
+        model.train(training)
     ranks = torch.empty(len(windows), device=windows.device)
     ranks[order.index] = refuse_diverged(torch.cat(parts))
     labels = windows.labels.cpu()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sbr_core.blocked_softmax import blocked_softmax
-from sbr_core.config import TrainConfig
+from sbr_core.config import TrainConfig, fits
 from sbr_core.ranking_losses import BPR, TOP1, XE, BPRMax, TOP1Max
 from sbr_core.sampled_losses import GBCE, InBatchSoftmax, NegativeSampling, SampledSoftmax, Triplet
 from sbr_core.samplers import click_counts, target_counts
@@ -169,8 +169,7 @@ def make_loss(model: torch.nn.Module, config: TrainConfig, train: Windows):
         if name not in known:
             raise ValueError(f"loss={config.loss!r} has no argument {name!r}; it has {', '.join(known)}")
         kind, value = taken[name].annotation, config.loss_arguments[name]
-        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not right and not (type(value) is int and isinstance(1.0, kind)):
+        if not fits(value, kind) and not (type(value) is int and isinstance(1.0, kind)):
             raise ValueError(f"loss={config.loss!r}: {name} is {getattr(kind, '__name__', kind)}, got {value!r}")
     given = {"precision": config.precision}
     if not loss.full_catalogue:

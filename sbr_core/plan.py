@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sbr_core import records
-from sbr_core.config import TrainConfig
+from sbr_core.config import TrainConfig, fits
 from sbr_core.costs import Costs
 from sbr_core.costs import speeds as speeds
 from sbr_core.models import MODELS, CountingModel, build
@@ -169,8 +169,7 @@ def checked_fields(given: Mapping, where: str) -> dict:
             raise ValueError(f"{where} has no field {key!r}; the fields are {', '.join(kinds)}")
         if type(value) is int and isinstance(1.0, kinds[key]):
             fields[key] = value = float(value)
-        right = isinstance(value, kinds[key]) and (kinds[key] is bool or not isinstance(value, bool))
-        if not right or isinstance(value, float) and not math.isfinite(value):
+        if not fits(value, kinds[key]) or isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{where} {key} is {getattr(kinds[key], '__name__', kinds[key])}, got {value!r}")
     return fields
 

@@ -20,11 +20,12 @@ from sbr_core.batches import Batch
 from sbr_core.datasets import Dataset
 from sbr_core.evaluate import CHUNK_SCORES
 from sbr_core.item_index import PIECE, best_of, exact_top
-from sbr_core.models import build
+from sbr_core.models import MODELS, bound, build
 from sbr_core.models.base import CountingModel
 from sbr_core.sessions import Windows
 
 FILE = "model.safetensors"
+Clicks = Sequence | Tensor | np.ndarray  # raw ids of a session, oldest first
 CHUNK = 256  # sessions answered at a time, fewer where they would take more than CHUNK_SCORES numbers
 
 
@@ -76,7 +77,7 @@ class Recommender:
         tensors, info = checkpoints.read(Path(folder) / FILE, device)
         item_ids = tensors.pop("item_ids").cpu().numpy() if "item_ids" in tensors else np.array(info["item_ids"])
         counts = tensors.pop("counts")
-        model = build(info["model"], len(item_ids), **info["arguments"]).to(device)
+        model = build(info["model"], len(item_ids), **info.get("constructor", info["arguments"])).to(device)
         if isinstance(model, CountingModel):
             model.set_tables(tensors)
         else:
@@ -92,6 +93,8 @@ class Recommender:
     def contents(self, name: str, arguments: dict) -> tuple[dict, dict]:
         """What `save` writes: tensors, and a JSON object."""
         info, ids = {"model": name, "arguments": arguments, "max_len": self.max_len, "keep": self.keep}, {}
+        if name in MODELS:
+            info["constructor"] = bound(name, arguments)  # with the defaults of this day
         if np.issubdtype(self.item_ids.dtype, np.integer):
             ids = {"item_ids": torch.as_tensor(self.item_ids.astype(np.int64))}
         else:
@@ -115,11 +118,13 @@ class Recommender:
         if not np.issubdtype(self.item_ids.dtype, np.integer):
             return [word if word in self.index else word.strip() for word in words]
         try:
+            if "_" in text:
+                raise ValueError("Python takes 1_4 for 14")
             return [int(word) for word in words]
         except ValueError as error:
             raise ValueError(f"the items of this model are integers, separated by commas; got {text!r}") from error
 
-    def recommend(self, clicks: Sequence, k: int = 20) -> tuple[list, list[float]]:
+    def recommend(self, clicks: Clicks, k: int = 20) -> tuple[list, list[float]]:
         """The `k` best next items after these clicks (raw ids, oldest first), and their scores.
 
         Clicks that the model does not know are skipped with a warning; a session without any known click is answered
@@ -128,7 +133,7 @@ class Recommender:
         return self.recommend_batch([clicks], k)[0]
 
     @torch.no_grad()
-    def recommend_batch(self, sessions: Sequence[Sequence], k: int = 20) -> list[tuple[list, list[float]]]:
+    def recommend_batch(self, sessions: Sequence[Clicks], k: int = 20) -> list[tuple[list, list[float]]]:
         """`recommend` for many sessions, a few hundred at a time.
 
         Where scores are products, they are made for a piece of the catalogue at a time (`item_index.exact_top`);
@@ -149,8 +154,9 @@ class Recommender:
         popular = None if len(asked) == len(known) else _best((self.counts / self.counts.sum())[None], k)
         return [self._shelves(*popular)[0] if answer is None else answer for answer in answers]
 
-    def _rows(self, clicks: Sequence) -> list[int]:
+    def _rows(self, clicks: Clicks) -> list[int]:
         """Table rows of the known clicks, of as many as the model was trained on."""
+        clicks = clicks.tolist() if hasattr(clicks, "tolist") else clicks  # a tensor's or an array's numbers
         unknown = [click for click in clicks if click not in self.index]
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (" ..." if len(unknown) > 5 else "")

@@ -1,5 +1,6 @@
 """Records: what a run did and measured, one JSON file each, append-only; the book's tables are computed from them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import BadZipFile
@@ -31,10 +33,17 @@ PACKAGES = ("torch", "numpy", "sbr-core")
 
 
 class Watch:
-    """Wall time, peak memory and the state of the code from here on."""
+    """Wall time, peak memory and the state of the code from here on.
+
+    Only Linux forgets the memory of a process before; elsewhere the host's peak is that of the process so far.
+    """
 
     def __init__(self, device: str = "cpu"):
         self.device, self.begun, self.commit = device, time.perf_counter(), _commit()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # what VmHWM and ru_maxrss give begins anew
+        if torch.device(device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
     def read(self) -> dict:
         """Seconds of this process, peak memory in MB (host; device too on a GPU), device name."""
@@ -270,8 +279,12 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the package, with "-dirty" behind it if a file of the project was changed; None without git, or
+    where the package is installed inside another project."""
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

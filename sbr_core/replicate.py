@@ -25,9 +25,11 @@ from sbr_core.models.base import CountingModel
 from sbr_core.recipes import Recipe
 from sbr_core.run_state import Busy, alone_in
 from sbr_core.sessions import Sessions, Windows
+from sbr_core.sources import FINGERPRINTS
 from sbr_core.train import TrainConfig, fit
 
 HELD_OUT = 0.1  # the latest share of the training sessions on which an epoch is picked
+STOPPED = 130  # exit code of a worker that was told to stop
 
 
 def new_model(recipe: Recipe, num_items: int, seed: int, device: str = "cpu"):
@@ -83,9 +85,12 @@ def replicate(
         The record's file. One that is there already is left alone otherwise: records are append-only.
 
     Raises:
-        ValueError: if the record that is there is of other settings or other data.
+        ValueError: if the record that is there is of other settings or other data, or the dataset is not the one that
+            its name says.
         Busy: if another process is at work on the same run.
     """
+    if dataset.fingerprint != FINGERPRINTS.get(dataset.name, dataset.fingerprint):
+        raise ValueError(f"{dataset.name} is the name of another dataset, with other clicks: rename the folder or file")
     path = results / records.file_name(recipe.model, dataset.name, seed, recipe.variant)
     config = dataclasses.replace(recipe.config, seed=seed)
     stands = partial(_stands, path, recipe, config, dataset, renew)
@@ -170,7 +175,8 @@ def _run(
     model.prepare(train)
     identity = {"model": recipe.model, "arguments": recipe.arguments, "dataset": dataset.fingerprint, "part": part}
     examples = config.examples(train)
-    return fit(model, examples, config, {name: held_out}, folder, identity, keep, progress=progress)
+    epochs = fit(model, examples, config, {name: held_out}, folder, identity, keep, progress=progress)
+    return epochs[: config.epochs]  # an earlier run there may have been longer
 
 
 def run_all(
@@ -222,7 +228,7 @@ def run_with_workers(
         for process in processes:
             process.join()
         raise
-    if any(process.exitcode for process in processes):
+    if any(process.exitcode not in (0, STOPPED) for process in processes):
         raise RuntimeError("a worker failed; its message is above")
     return [results / job.file for job in jobs if (results / job.file).exists()]
 
@@ -232,6 +238,6 @@ def _worker(jobs: list, work: Path, results: Path, device: str, threads: int, re
     try:
         run_all(jobs, work, results, device, progress=False, renew=renew)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(STOPPED)
     except RuntimeError as error:
         sys.exit(str(error))

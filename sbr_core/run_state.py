@@ -140,7 +140,7 @@ def refuse_other(path: Path, there: dict, here: dict) -> None:
     if differing:
         raise ValueError(
             f"{path} belongs to another run: {', '.join(differing)} differ "
-            f"(there: {[there.get(key) for key in differing]}); choose another --output, or delete it"
+            f"(there: {[there.get(key) for key in differing]}); choose another folder, or delete it"
         )
 
 

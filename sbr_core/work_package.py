@@ -68,11 +68,7 @@ def fill(
         if workers == 1:
             run_all(todo, work, there, device, progress, renew)
         else:
-            try:
-                run_with_workers(todo, workers, work, there, device, renew)
-            except RuntimeError:  # it takes a worker that was stopped for one that failed
-                if not over:
-                    raise
+            run_with_workers(todo, workers, work, there, device, renew)
     left = {job.file for job in plan.missing(jobs, there, renew)}
     if over and left:
         print(

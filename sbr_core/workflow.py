@@ -69,11 +69,9 @@ def _train(recipe: Recipe, dataset: Dataset, keeper: "Keeper", device: str, prog
     config, validate = recipe.config, keeper.validate
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
-    parts = {"validation": late.prefixes()} if validate else {}
-    evaluators = {
-        name: evaluator(windows.to(device), config, train_part, progress=progress)
-        for name, windows in (parts | {"test": dataset.test_windows()}).items()
-    }
+    parts = ({"validation": late.prefixes()} if validate else {}) | {"test": dataset.test_windows()}
+    judge = partial(evaluator, config=config, train=train_part, progress=progress)
+    evaluators = {name: judge(windows.to(device)) for name, windows in parts.items()}
     check_memory(recipe, dataset.num_items)
     model = new_model(recipe, dataset.num_items, config.seed, device)
     if isinstance(model, CountingModel):
@@ -90,6 +88,8 @@ def _train(recipe: Recipe, dataset: Dataset, keeper: "Keeper", device: str, prog
         examples = config.examples(early).to(device)
         identity = identity_of(recipe, dataset, validate)
         epochs = fit(model, examples, config, evaluators, keeper.output, identity, keeper, progress=progress)
+        if len(epochs) > config.epochs:
+            raise ValueError(f"{keeper.output} holds {len(epochs)} epochs: ask for --epochs {len(epochs)} or more")
     keeper.finish(model, epochs)
     return epochs
 
@@ -284,8 +284,8 @@ def index(checkpoint: Path, dataset: Dataset, output: Path, kind: str, effort: i
     model = recommender.model
     found = item_index.Index(model, kind, effort)
     windows = dataset.test_windows()
-    if windows.num_items != model.num_items:
-        raise ValueError(f"{checkpoint} has {model.num_items} items and {dataset.name} {windows.num_items}")
+    if recommender.item_ids.tolist() != dataset.item_ids.tolist():
+        raise ValueError(f"{checkpoint} was trained on another catalogue than {dataset.name}: the item ids differ")
     windows = recommender.truncate(windows[:asked])
     query = torch.cat([model.search_query(model.encode(b)) for b in length_order(windows, 256).batches(windows)])
     items = item_index.item_vectors(model)

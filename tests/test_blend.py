@@ -126,3 +126,9 @@ def test_the_study_picks_on_held_out_sessions_and_reports_the_test(work, monkeyp
     assert max(validation["rounds"]) >= max(validation["alone"])
     low, high = found["test"]["MRR@20 interval"]
     assert low <= found["test"]["MRR@20"] <= high and found["test"]["examples"] == 20 * 5
+
+
+def test_a_variant_of_a_system_that_counts_is_that_variant(work):
+    model = blend.trained("stan--hr", dataclasses.replace(DATASET, name="diginetica"), DATASET.train, work)
+    plain = blend.trained("stan", dataclasses.replace(DATASET, name="diginetica"), DATASET.train, work)
+    assert (model.sample_size, plain.sample_size) == (2500, 5000)

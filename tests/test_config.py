@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from toys import as_lists, random_sessions
 
-from sbr_core.config import CHOICES, TrainConfig
+from sbr_core.config import CHOICES, TrainConfig, fits
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,22 @@ def test_examples_are_prefixes_or_suffixes_and_are_cut_on_the_side_that_is_asked
     suffixes = TrainConfig(augmentation="suffix")
     assert as_lists(suffixes.examples(sessions)) == as_lists(sessions.suffixes()) != whole
     assert as_lists(suffixes.examples(sessions, augment=False)) == whole
+
+
+@pytest.mark.parametrize("setting, said", [
+    ({"patience": 0}, "patience must be at least 1, or None for no early end, got 0"),
+    ({"max_len": 0}, "max_len must be at least 1, or None for all clicks, got 0"),
+    ({"lr": float("nan")}, "lr must be a finite number, got nan"),
+    ({"clip_grad": float("inf")}, "clip_grad must be a finite number, got inf"),
+])  # fmt: skip
+def test_numbers_without_a_meaning_are_refused_by_name(setting, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("value, kind, fit", [
+    (1, int, True), (True, int, False), (True, int | str, False), (True, bool, True), (False, bool | str, True),
+    (None, int | None, True), (1.5, int | None, False), ("x", str | int, True),
+])  # fmt: skip
+def test_truth_is_no_number(value, kind, fit):
+    assert fits(value, kind) is fit

@@ -257,3 +257,11 @@ def test_evaluation_on_a_device_equals_that_on_the_host(device):
     result = evaluate(model.to(device), windows.to(device), seen=seen.to(device))
     assert result.ranks.device.type == "cpu" and torch.equal(result.ranks, expected.ranks)
     assert (result.unknown_targets, result.unknown_clicks) == (expected.unknown_targets, expected.unknown_clicks)
+
+
+def test_a_model_that_fails_is_given_back_as_it_was():
+    model = Linear(V)
+    model.encode = None
+    with pytest.raises(TypeError):
+        evaluate(model.train(), random_sessions(5, V).prefixes())
+    assert model.training

@@ -259,3 +259,22 @@ def test_items_of_equal_vectors_come_in_the_order_of_the_catalogue():
         found.model.table[[4, 7, 11, 20]] = 50 * found.model.encode(Batch.of([[1]], V))
     assert found.recommend([1007], k=3)[0] == NUMBERS[[4, 7, 11]].tolist()
     assert found.recommend([1007], k=5)[0][:4] == NUMBERS[[4, 7, 11, 20]].tolist()
+
+
+def test_clicks_may_be_a_tensor_or_an_array():
+    asked, clicks = recommender(), [1014, 1021]
+    assert asked.recommend(torch.tensor(clicks)) == asked.recommend(np.array(clicks)) == asked.recommend(clicks)
+
+
+def test_a_number_is_written_as_people_write_it():
+    with pytest.raises(ValueError, match="the items of this model are integers, separated by commas; got '10_14'"):
+        recommender().parse("10_14")
+
+
+def test_a_model_is_read_back_with_the_defaults_that_it_was_saved_with(tmp_path):
+    model = build("stamp", V, dim=8)
+    path = Recommender(model, NUMBERS, COUNTS).save(tmp_path, "stamp", {"dim": 8})
+    tensors, info = checkpoints.read(path)
+    assert info["constructor"]["add_mean"] is False
+    checkpoints.write(path, tensors, info | {"constructor": info["constructor"] | {"add_mean": True}})
+    assert Recommender.load(tmp_path).model.add_mean

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +93,7 @@ def test_a_record_says_what_ran_and_what_came_of_it(record):
     assert {"as_published", "honest"} < found.keys() and found["honest"]["epoch"] == 2
     assert found["versions"]["torch"] == torch.__version__ and "python" in found["versions"]
     assert found["seconds"] >= 0.01 and found["peak_rss_mb"] > 50 and found["device"].startswith("CPU, ")
-    assert found["commit"] is None or len(found["commit"]) == 40
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", found["commit"])
     assert [path.name for path in record.parent.iterdir()] == [record.name]
 
 
@@ -161,3 +164,26 @@ def test_peak_memory_is_that_of_this_process():
     before = records.peak_rss_mb()
     block = bytearray(b"x" * 200_000_000)
     assert records.peak_rss_mb() >= before and records.peak_rss_mb() > len(block) / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak of memory")
+def test_a_watch_forgets_the_memory_of_what_was_before():
+    torch.ones(50_000_000)  # 200 MB
+    before = records.peak_rss_mb()
+    assert records.Watch().read()["peak_rss_mb"] < before - 150
+
+
+def test_the_commit_says_if_the_code_was_changed_and_is_no_other_project_s(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=tmp_path, check=True)
+
+    file = tmp_path / "records.py"
+    file.write_text("1")
+    monkeypatch.setattr(records, "__file__", str(file))
+    git("init", "-q")
+    assert records._commit() is None  # installed in somebody's repository
+    git("add", ".")
+    git("commit", "-qm", "one")
+    assert re.fullmatch("[0-9a-f]{40}", records._commit())
+    file.write_text("2")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", records._commit())

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -330,3 +332,27 @@ def test_a_counting_system_is_replicated_on_a_gpu(tmp_path):
         pytest.skip("no CUDA device here")
     path = replicate.replicate(Recipe("markov", {}), DATASET, 0, tmp_path / "w", tmp_path / "r", "cuda", progress=False)
     assert records.load(path.parent)[0]["honest"]["HR@20"] == 100.0
+
+
+def test_a_dataset_that_has_the_name_of_another_one_is_refused(run):
+    with pytest.raises(ValueError, match="diginetica is the name of another dataset, with other clicks: rename"):
+        run(dataset=dataclasses.replace(DATASET, name="diginetica"))
+
+
+def test_a_run_that_was_longer_is_recorded_for_the_epochs_asked(run):
+    run(with_epochs(3), results="long")
+    assert without_time(records.read(run())) == without_time(records.read(run(results="again")))
+    assert [len(epochs) for epochs in records.read(run())["runs"].values()] == [2, 2]
+
+
+@pytest.mark.parametrize("code, fails", [(0, False), (replicate.STOPPED, False), (1, True), (-9, True)])
+def test_a_worker_that_was_told_to_stop_has_not_failed(code, fails, tmp_path, monkeypatch):
+    class Worker:
+        exitcode = code
+
+        def __init__(self, **given):
+            self.start = self.join = lambda: None
+
+    monkeypatch.setattr(replicate.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Worker))
+    with pytest.raises(RuntimeError, match="a worker failed") if fails else nullcontext():
+        assert replicate.run_with_workers([], 2, tmp_path, tmp_path) == []

@@ -220,3 +220,9 @@ def test_a_command_says_what_of_a_record_it_would_not_repeat():
 def test_a_variant_without_a_plan_is_refused_in_one_negation():
     with pytest.raises(ValueError, match="^no plan is given for 'stamp--mine'; published are stamp--paper"):
         rerun.jobs_for("stamp--mine", "demo")
+
+
+def test_records_of_an_own_log_or_of_an_own_model_stand_in_nobody_s_way(tmp_path):
+    held = record("stamp", "clicks.csv")  # the file lies elsewhere by now
+    held["recipe"]["config"]["epochs"] = 2
+    assert "epochs" in rerun.departures(held) and rerun.departures(record("mine", "demo")) == {}

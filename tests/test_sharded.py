@@ -21,7 +21,7 @@ from sharding import CASES, EXAMPLES, V, config_of, new, tolerance
 from sbr_core import checkpoints, run_state, torchrun
 from sbr_core.batches import length_order
 from sbr_core.evaluate import evaluate
-from sbr_core.models import build
+from sbr_core.models import STAMP, build
 from sbr_core.samplers import Noise, click_counts, mixed
 from sbr_core.sharded import _obstacle, rows_of
 from sbr_core.sharded_costs import fetched_traffic, gather_bytes, memory, reduce_bytes, replicated_traffic, traffic
@@ -212,6 +212,18 @@ def test_a_run_with_dropout_is_continued_exactly(jobs):
 ])  # fmt: skip
 def test_a_model_that_needs_the_whole_table_is_refused(name, said):
     assert re.search(said, _obstacle(build(name, V)))
+
+
+class Longing(STAMP):
+    """Wants more than its loss."""
+
+    def extra_loss(self, query, target):
+        """The norm of the query."""
+        return query.norm()
+
+
+def test_a_model_with_terms_beside_the_loss_is_refused():
+    assert _obstacle(Longing(V)) == "it has training terms beside the loss"
 
 
 def test_a_model_of_one_query_is_not_refused():

@@ -118,10 +118,13 @@ def test_the_interval_of_a_mean_is_that_of_student():
     assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
-def test_more_seeds_than_the_table_of_student_has_are_refused():
-    assert tables.mean_interval(np.arange(10.0))[0] < 4.5
-    with pytest.raises(ValueError, match="2 to 10 runs, got 11"):
-        tables.mean_interval(np.arange(11.0))
+def test_more_seeds_than_the_table_of_student_has_get_the_factor_of_its_last():
+    eleven = np.arange(11.0)
+    low, high = tables.mean_interval(eleven)
+    assert low + high == pytest.approx(10)
+    assert high - 5 == pytest.approx(2.262 * eleven.std(ddof=1) / 11**0.5, abs=1e-3)
+    with pytest.raises(ValueError, match="at least 2 runs, got 1"):
+        tables.mean_interval(eleven[:1])
 
 
 def test_a_work_that_ran_on_another_preparation_is_shown_beside_that(folder):

@@ -32,7 +32,7 @@ def test_a_run_is_not_written_over_another(first, second, named, sbr, tmp_path):
     assert sbr(*first, "--output", tmp_path)[0] == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code, out, err = sbr(*second, "--output", tmp_path)
-    assert (code, out) == (1, "") and named in err and "choose another --output, or delete it" in err
+    assert (code, out) == (1, "") and named in err and "choose another folder, or delete it" in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

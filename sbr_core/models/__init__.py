@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from sbr_core.config import fits
 from sbr_core.models.base import CountingModel, SessionModel
 from sbr_core.models.bprmf import BPRMF
 from sbr_core.models.counting import ItemKNN, Markov, Popularity, SessionPopularity
@@ -70,7 +71,7 @@ def build(name: str, num_items: int, /, **arguments) -> nn.Module:
             raise ValueError(f"{name} has no argument {key!r}; it has {', '.join(known) or 'none'}")
         if type(value) is int and isinstance(1.0, known[key]):
             arguments[key] = float(value)
-        elif not isinstance(value, known[key]):
+        elif not fits(value, known[key]):
             raise ValueError(f"{name}: {key} is {getattr(known[key], '__name__', known[key])}, got {value!r}")
     model = MODELS[name](num_items, **{key: value for key, value in arguments.items() if key not in comparison})
     if comparison:

@@ -251,6 +251,12 @@ class LESSR(SessionModel):
             x = torch.cat([o, x], dim=-1) if self.dense else o
         return self.readout(x, graph, graph.alias.gather(1, batch.lengths[:, None] - 1).squeeze(1))
 
+    def search_items(self) -> Float[Tensor, "V W"] | None:
+        """As the base class, of vectors as long as `encode` leaves them."""
+        if self.clip == "table":
+            self._clip_table()
+        return super().search_items()
+
     @torch.compiler.disable  # changes a parameter in place: the compiler is not to trace it
     def _clip_table(self) -> None:
         with torch.no_grad():

@@ -288,3 +288,14 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         LESSR(V, D, **arguments)
+
+
+def test_the_vectors_that_are_searched_are_those_that_are_scored_from_the_first_session_on():
+    model = model_of()
+    model.compare_by(similarity="distance")
+    assert model.table.norm(dim=1).max() > 1
+    before = model.search_items()
+    x = query(model, [1, 2])
+    assert torch.equal(before, model.search_items())
+    order = model.score(x).argsort(stable=True)
+    assert torch.equal((model.search_query(x) @ before.T).argsort(stable=True), order)
