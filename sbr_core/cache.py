@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sbr_core.files import replaced
 from sbr_core.pickles import DataError
 from sbr_core.preprocess import Prepared, Step
 from sbr_core.sessions import Sessions
@@ -119,9 +120,8 @@ def download(urls: dict[str, str], into: Path) -> None:
             raise DataError(f"{url}: download failed ({error}); get the file in another way and put it at "
                             f"{into / name}") from None
         known.setdefault(name, pooch.file_hash(path))
-    beside = into / f"checksums.{uuid.uuid4().hex}.unfinished"
-    beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(beside, into / "checksums.json")
+    with replaced(into / "checksums.json") as beside:
+        beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def verify(where: Path) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints: safetensors files with a JSON header, written beside and renamed, so that there is never half a file."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sbr_core.files import replaced
+
 
 def write(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
     """Write tensors and a JSON object to `path`, or leave what was there before untouched.
@@ -17,15 +18,11 @@ def write(path: Path, tensors: dict[str, Tensor], info: dict) -> None:
     Raises:
         OSError: if the disk refuses (the message names the file); the previous file is still whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"info": json.dumps(info)})
-        os.replace(beside, path)
+        with replaced(path) as beside:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"info": json.dumps(info)})
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written ({error}); what was there before is unchanged") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def whole(file: safe_open, name: str) -> Tensor:

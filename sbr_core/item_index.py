@@ -5,13 +5,13 @@ Only where a score is the product of one query vector with one vector of the ite
 Shapes: B queries, V items, W width of the vectors, K items of a shelf.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sbr_core.files import replaced
 from sbr_core.models.base import SessionModel
 
 PIECE = 2**17  # items scored at a time
@@ -139,15 +139,11 @@ class Index:
             OSError: if it cannot be written, naming the file.
         """
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _faiss().write_index(self.faiss, str(beside))
-            os.replace(beside, path)
+            with replaced(path) as beside:
+                _faiss().write_index(self.faiss, str(beside))
         except (OSError, RuntimeError) as error:
             raise OSError(f"the index could not be written to {path}: is there such a folder, and room?") from error
-        finally:
-            beside.unlink(missing_ok=True)
         return path
 
 

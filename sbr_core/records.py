@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sbr_core.config import TrainConfig
 from sbr_core.datasets import Dataset
+from sbr_core.files import replaced
 from sbr_core.models import bound, seeded
 from sbr_core.recipes import Recipe
 from sbr_core.record_check import SCHEMA, both_columns, parse, sealed
@@ -118,13 +119,8 @@ def write(
         "versions": {"python": platform.python_version()} | _versions(),
     } | ({"ranks_sha256": _sha256(kept)} if kept.exists() else {})
     record |= {"final_of": origin} if origin else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replaced(path) as beside:
         beside.write_text(json.dumps(sealed(record), indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 
@@ -202,15 +198,10 @@ def write_ranks(path: Path, ranks: Tensor, session: Tensor) -> None:
         ranks: (E,) kept in one byte each, 255 for all ranks from 255 on.
         session: (E,) session of each example; kept is only where a new one begins.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
     begins = np.diff(session.numpy(), prepend=-1) != 0
-    try:
-        small = ranks.ceil().clamp(max=LAST_RANK).to(torch.uint8).numpy()
+    small = ranks.ceil().clamp(max=LAST_RANK).to(torch.uint8).numpy()
+    with replaced(path) as beside:
         np.savez_compressed(beside, ranks=small, begins=np.packbits(begins))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def ranks_path(path: Path) -> Path:
@@ -222,10 +213,8 @@ def keep_ranks(path: Path, folder: Path, epoch: int) -> None:
     """Put the ranks of an epoch, found in the run's folder, where the record at `path` has those of its honest one."""
     there, kept = folder / f"ranks-{epoch}.npz", ranks_path(path)
     if there.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f".{os.getpid()}-{kept.name}")
-        shutil.copyfile(there, beside)
-        os.replace(beside, kept)
+        with replaced(kept) as beside:
+            shutil.copyfile(there, beside)
 
 
 def read_ranks(path: Path) -> tuple[Tensor, Tensor] | None:

@@ -44,7 +44,7 @@ def test_a_disk_that_refuses_leaves_the_old_file_whole(place, tmp_path, monkeypa
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((checkpoints, "save_file") if place == "save_file" else (checkpoints.os, "replace")), refuse)
+    monkeypatch.setattr(*((checkpoints, "save_file") if place == "save_file" else (os, "replace")), refuse)
     with pytest.raises(OSError, match=r"/x could not be written .*No space left.*unchanged"):
         checkpoints.write(tmp_path / "x", {"a": torch.ones(3)}, {})
     assert os.listdir(tmp_path) == ["x"]
