@@ -12,6 +12,7 @@ from torch import Tensor
 from sbr_core import checkpoints, datasets
 from sbr_core.batches import Batch, gather, length_order
 from sbr_core.blend import trained
+from sbr_core.evaluate import bootstrap
 from sbr_core.models.lgsr import LGSR
 from sbr_core.sessions import Windows
 
@@ -73,10 +74,7 @@ def looks(model: LGSR, windows: Windows, size: int = 256) -> dict[str, Tensor]:
 
 def mean(total: Float[Tensor, "S"], count: Float[Tensor, "S"], resamples: int = 1000, seed: int = 0) -> list[float]:
     """Sum of totals over sum of counts in percent, with its 95 % interval: a bootstrap over sessions."""
-    drawn = torch.randint(len(total), (resamples, len(total)), generator=torch.Generator().manual_seed(seed))
-    means = total[drawn].sum(1) / count[drawn].sum(1)
-    bounds = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return [100 * value for value in ((total.sum() / count.sum()).item(), *bounds)]
+    return [100 * (total.sum() / count.sum()).item(), *bootstrap(total, count, resamples, seed)]
 
 
 def shares(model: LGSR, windows: Windows) -> dict:

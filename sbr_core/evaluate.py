@@ -78,13 +78,7 @@ class Evaluation:
             0, groups, self.values(name).double()
         )
         count = torch.zeros_like(total).index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
-        generator = torch.Generator().manual_seed(seed)
-        means = []
-        for _ in range(resamples):
-            drawn = torch.randint(len(total), (len(total),), generator=generator)
-            means.append(total[drawn].sum() / count[drawn].sum())
-        low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return 100 * low, 100 * high
+        return bootstrap(total, count, resamples, seed)
 
     def by_length(self, edges: tuple[int, ...] = (1, 2, 3, 5, 10, 20), names=("HR@20", "MRR@20")) -> list[dict]:
         """Metrics of the examples whose input has edges[i] to edges[i+1]-1 clicks; the last group is open."""
@@ -103,6 +97,23 @@ class Evaluation:
             row = {"from": low, "to": high and high - 1, "examples": int(inside.sum())}
             rows.append(row | {name: 100 * self.values(name)[inside].mean().item() for name in names if inside.any()})
         return rows
+
+
+def bootstrap(
+    total: Float[Tensor, "S"], count: Float[Tensor, "S"], resamples: int, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval, in percent, of a mean over examples, by drawing whole sessions.
+
+    Args:
+        total: (S,) sum over the examples of each session; float64.
+        count: (S,) number of its examples.
+    """
+    generator, means = torch.Generator().manual_seed(seed), []
+    for part in torch.arange(resamples).split(64):  # all at once would be resamples x S numbers
+        drawn = torch.randint(len(total), (len(part), len(total)), generator=generator)
+        means.append(total[drawn].sum(1) / count[drawn].sum(1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return 100 * low, 100 * high
 
 
 def ranks_from_scores(

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from sbr_core import published, records
-from sbr_core.evaluate import Evaluation
+from sbr_core.evaluate import Evaluation, bootstrap
 
 METRICS = ("HR@20", "MRR@20")
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % quantiles, 1 to 9 degrees
@@ -187,9 +187,7 @@ def compare(
     groups = session.long().unique(return_inverse=True)[1]
     total = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, first - second)
     count = torch.zeros_like(total).index_add_(0, groups, torch.ones_like(first))
-    drawn = torch.randint(len(total), (resamples, len(total)), generator=torch.Generator().manual_seed(seed))
-    means = 100 * total[drawn].sum(1) / count[drawn].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = bootstrap(total, count, resamples, seed)
     verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
     return Comparison(100 * (first - second).mean().item(), low, high, verdict)
 
