@@ -139,8 +139,8 @@ def evaluate(
     """Rank the target of every test example among all items."""
     from sbr_core import workflow
 
-    if (model is None) == (checkpoint is None):
-        raise ValueError("give either --model (a counting system) or --checkpoint (a trained one)")
+    if (model is None) == (checkpoint is None) or checkpoint and set_:
+        raise ValueError("give either --model (a counting system, with --set) or --checkpoint (a trained one)")
     recipe = recipe_of(model, dataset, set_) if model else None
     found, progress = load_dataset(dataset, log), sys.stderr.isatty()
     show(workflow.evaluate(recipe, checkpoint, found, ties, breakdown, device_of(device), progress), as_json)

@@ -87,7 +87,7 @@ def _shown(value: object) -> str:
     """A value as a person reads it."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
-    if isinstance(value, list) and all(isinstance(each, float) for each in value):
+    if value and isinstance(value, list) and all(isinstance(each, float) for each in value):
         return " to ".join(map(_shown, value)) if len(value) == 2 else ", ".join(map(_shown, value))
     return f"{value:.3f}" if isinstance(value, float) else "none" if value is None else str(value)
 

@@ -59,7 +59,8 @@ class Recommender:
     @cached_property
     def items(self) -> Float[Tensor, "V W"] | None:
         """`SessionModel.search_items`, computed once; None where the scores are no products."""
-        return self.model.search_items() if hasattr(self.model, "search_items") else None
+        items = self.model.search_items() if hasattr(self.model, "search_items") else None
+        return items if items is None else _sound(items)
 
     @classmethod
     def of(cls, model: nn.Module, dataset: Dataset, max_len: int | None = None, keep: str = "last") -> "Recommender":
@@ -177,13 +178,24 @@ class Recommender:
         """Scores and rows of the k best; items of equal score in the order of the catalogue."""
         query = self.model.encode(batch)
         if self.items is None:
-            return _best(self.model.score(query), k)
-        rows = exact_top(self.model.search_query(query), self.items, k)[1].sort(1).values
+            return _best(_sound(self.model.score(query)), k)
+        rows = exact_top(_sound(self.model.search_query(query)), self.items, k)[1].sort(1).values
         return best_of(self.model.score(query, rows), rows, k)
 
     def _shelves(self, scores: Float[Tensor, "B K"], rows: Int[Tensor, "B K"]) -> list[tuple[list, list[float]]]:
         """Raw ids and scores of every session."""
         return list(zip(self.item_ids[rows.cpu().numpy()].tolist(), scores.tolist(), strict=True))
+
+
+def _sound(values: Tensor) -> Tensor:
+    """Scores, or what they are products of, if all are numbers.
+
+    Raises:
+        ValueError: if one is NaN.
+    """
+    if bool(values.isnan().any()):
+        raise ValueError("a score is NaN: the model has diverged; train it again with a lower learning rate")
+    return values
 
 
 def _best(scores: Float[Tensor, "B V"], k: int) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:

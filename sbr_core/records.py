@@ -82,7 +82,7 @@ def check_same(path: Path, recipe: Recipe, config: TrainConfig, fingerprint: str
     there |= record.get("constructor", record["recipe"]["arguments"]) | {"fingerprint": record["fingerprint"]}
     here = asdict(config) | built | {"fingerprint": fingerprint}
     differing = {key: there.get(key) for key in sorted(there | here) if there.get(key) != here.get(key)}
-    wrong = [key for key in differing if key not in EXTENT]
+    wrong = [key for key in differing if key not in EXTENT or key in built]  # BPR-MF has epochs of its own
     if wrong:
         raise ValueError(f"{path} is a record of other settings ({', '.join(wrong)} differ): give another --results")
     return differing

@@ -112,9 +112,10 @@ def _planned(record: dict, path: Path | str) -> Recipe:
 
 def _changed(record: dict, planned: Recipe) -> list[str]:
     """In which settings, `records.EXTENT` and the seed aside, a record is not what the recipe of its name says."""
-    plain, aside = dataclasses.asdict(TrainConfig()), (*records.EXTENT, "seed")
-    there = plain | record["recipe"]["config"] | record["recipe"]["arguments"]
+    held = record["recipe"]
+    there = dataclasses.asdict(TrainConfig()) | held["config"] | held["arguments"]
     here = dataclasses.asdict(planned.config) | planned.arguments
+    aside = {*records.EXTENT, "seed"} - (held["arguments"] | planned.arguments).keys()  # BPR-MF has epochs of its own
     return [key for key in sorted(there | here) if key not in aside and there.get(key) != here.get(key)]
 
 

@@ -122,10 +122,10 @@ def _obstacle(model: nn.Module) -> str:
         return "its scores do not compare one query vector with the rows of the item table"
     if kind.embed is not SessionModel.embed or model.looked_up or model.carries_state:
         return "it has further tables, or a state that goes from batch to batch"
-    if any(getattr(kind, name) is not getattr(SessionModel, name) for name in ("extra_loss", "auxiliary_tasks")):
-        return "it has training terms beside the loss"
     if kind.prepare is not SessionModel.prepare or list(model.buffers()):
         return "it keeps sessions or states of its own, which each rank would fill differently"
+    if any(getattr(kind, name) is not getattr(SessionModel, name) for name in ("extra_loss", "auxiliary_tasks")):
+        return "it has training terms beside the loss"
     return ""
 
 

@@ -70,8 +70,7 @@ def _train(recipe: Recipe, dataset: Dataset, keeper: "Keeper", device: str, prog
     early, late = dataset.train.split_latest(HELD_OUT) if validate else (dataset.train, None)
     train_part = early.to(device)
     parts = ({"validation": late.prefixes()} if validate else {}) | {"test": dataset.test_windows()}
-    judge = partial(evaluator, config=config, train=train_part, progress=progress)
-    evaluators = {name: judge(windows.to(device)) for name, windows in parts.items()}
+    evaluators = {name: evaluator(p.to(device), config, train_part, progress=progress) for name, p in parts.items()}
     check_memory(recipe, dataset.num_items)
     model = new_model(recipe, dataset.num_items, config.seed, device)
     if isinstance(model, CountingModel):

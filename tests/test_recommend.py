@@ -278,3 +278,12 @@ def test_a_model_is_read_back_with_the_defaults_that_it_was_saved_with(tmp_path)
     assert info["constructor"]["add_mean"] is False
     checkpoints.write(path, tensors, info | {"constructor": info["constructor"] | {"add_mean": True}})
     assert Recommender.load(tmp_path).model.add_mean
+
+
+@pytest.mark.parametrize("rows", [slice(3, 4), slice(None)], ids=["one item", "all"])
+@pytest.mark.parametrize("name", ["stamp", "tagnn"])
+def test_a_model_that_has_diverged_recommends_nothing(name, rows):
+    model = build(name, V, dim=8).eval()
+    model.table.data[rows] = torch.nan
+    with pytest.raises(ValueError, match="a score is NaN: the model has diverged"):
+        Recommender(model, NUMBERS, COUNTS).recommend([NUMBERS[5].item()], k=5)

@@ -356,3 +356,10 @@ def test_a_worker_that_was_told_to_stop_has_not_failed(code, fails, tmp_path, mo
     monkeypatch.setattr(replicate.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Worker))
     with pytest.raises(RuntimeError, match="a worker failed") if fails else nullcontext():
         assert replicate.run_with_workers([], 2, tmp_path, tmp_path) == []
+
+
+def test_epochs_that_are_a_model_s_own_make_another_run(run):
+    short = Recipe("bpr-mf", {"dim": 4, "epochs": 1}, TrainConfig())
+    run(short)
+    with pytest.raises(ValueError, match=r"a record of other settings \(epochs differ\)"):
+        run(Recipe("bpr-mf", {"dim": 4, "epochs": 2}, TrainConfig()))

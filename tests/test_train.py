@@ -21,6 +21,7 @@ from sbr_core.batches import epoch_order
 from sbr_core.losses import FullSoftmax, Scores
 from sbr_core.models.gru4rec import GRU4Rec
 from sbr_core.optim import make_optimizers
+from sbr_core.run_state import Run
 from sbr_core.train import TrainConfig, fit, train_step
 
 V = 20
@@ -109,6 +110,14 @@ def test_a_run_that_stops_anywhere_and_resumes_ends_with_the_same_bits(steps, of
     resumed = new_model(seed=99)  # another initialisation and other random numbers: the checkpoint brings both
     assert timeless(quietly(resumed, output=tmp_path, checkpoint_seconds=-1.0)) == timeless(expected)
     assert same(resumed.state_dict(), straight.state_dict())
+
+
+def test_an_epoch_that_was_continued_took_the_time_before_the_stop_too(tmp_path):
+    stopped = Run(new_model(), WINDOWS, CONFIG, tmp_path, {}, checkpoint_seconds=60.0)
+    stopped.seconds = 1000.0
+    stopped.save()
+    first, second = quietly(new_model(), output=tmp_path)
+    assert first["seconds"] > 1000 > second["seconds"]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
@@ -405,7 +414,7 @@ def test_examples_follow_the_configuration():
     assert len(TrainConfig().examples(sessions)) == len(sessions.prefixes())
     suffix = TrainConfig(augmentation="suffix")
     assert torch.equal(suffix.examples(sessions, augment=False).start, sessions.prefixes().start)
-    with pytest.raises(ValueError, match="at least one click, got 0"):
+    with pytest.raises(ValueError, match="max_len must be at least 1"):
         TrainConfig(max_len=0).examples(sessions)
 
 
