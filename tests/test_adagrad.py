@@ -22,9 +22,10 @@ def adagrad_loop(start, grads, lr, momentum, eps=1e-6):
     return x
 
 
-def test_the_figures_of_the_specs():
+@pytest.mark.parametrize("rate", [{"lr": 0.1}, {}])
+def test_the_figures_of_the_specs(rate):
     x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-    optimizer = Adagrad([x], lr=0.1, momentum=0.2)
+    optimizer = Adagrad([x], momentum=0.2, **rate)
     for expected in (0.9000002, 0.8092896):
         x.grad = torch.full_like(x, 0.5)
         optimizer.step()

@@ -106,6 +106,16 @@ def test_several_seeds_widen_the_interval_by_their_own(folder):
     assert claims.difference(tables.load(folder), "gru4rec", "narm", "diginetica") is None
 
 
+def test_the_interval_is_that_of_a_seed_that_both_systems_have(tmp_path):
+    put(tmp_path, "gru4rec", mrr=40.0, seed=0, half=9.0)
+    put(tmp_path, "gru4rec", mrr=31.0, seed=1)
+    put(tmp_path, "stamp", mrr=30.0, seed=1)
+    for first, second, mean in (("gru4rec", "stamp", 1.0), ("stamp", "gru4rec", -1.0)):
+        found = claims.difference(tables.load(tmp_path), first, second, "demo")
+        half = np.hypot(0.5, 0.5)
+        assert [found.low, found.difference, found.high] == pytest.approx([mean - half, mean, mean + half])
+
+
 def test_the_table_of_verdicts(folder):
     asked = [Claim("first", "tagnn", "sr-gnn"), Claim("second", "stamp", "pop")]
     table = claims.judged(asked, tables.load(folder), ["demo", "diginetica"], ["MRR@20"])

@@ -125,6 +125,22 @@ def test_more_walks_cost_more_as_the_record_without_walks_says(tmp_path):
     assert took(dim=50) == pytest.approx(150.0)
 
 
+def test_a_record_of_other_walks_does_not_say_what_those_of_the_recipe_take(tmp_path):
+    put(tmp_path, held("lgsr", epochs=6, seconds=300.0, select=300.0))
+    put(tmp_path, held("lgsr", epochs=6, seconds=100.0, select=100.0, variant="c", arguments={"g": 0}))
+    wanted = job("lgsr", variant="x", arguments={"g": 4})
+    before = costs.Costs(tmp_path).seconds(wanted)
+    put(tmp_path, held("lgsr", epochs=6, seconds=120.0, select=120.0, variant="d", arguments={"rounds": 1}))
+    assert costs.Costs(tmp_path).seconds(wanted) == before
+
+
+def test_of_records_that_are_alike_that_of_the_same_seed_is_asked(tmp_path):
+    for seed in (0, 1, 2):
+        put(tmp_path, held("sr-gnn", epochs=6, seconds=100.0 + seed, select=90.0, beside=5.0, seed=seed))
+    took = [costs.Costs(tmp_path).seconds(job("sr-gnn", seed=seed))[0] for seed in (0, 1, 2)]
+    assert took == pytest.approx([6 * 200, 6 * 201, 6 * 202])
+
+
 def test_the_record_of_the_same_variant_is_asked_first_then_that_of_the_same_dataset(tmp_path):
     put(tmp_path, held("tagnn", epochs=6, seconds=10.0, select=10.0, beside=0.0))
     put(tmp_path, held("tagnn", "diginetica", epochs=6, seconds=20.0, select=20.0, beside=0.0))

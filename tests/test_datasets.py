@@ -349,6 +349,16 @@ def test_a_changed_log_is_read_again(tmp_path):
     assert (len(first.train), len(second.train)) == (49, 59)
 
 
+def test_logs_of_one_size_and_date_in_two_folders_are_two_logs(tmp_path):
+    found = []
+    for seed in (0, 1):
+        (tmp_path / f"{seed}").mkdir()
+        path = log_file(tmp_path / f"{seed}" / "log.csv", seed=seed)
+        os.utime(path, (1e9, 1e9))
+        found.append((path.stat().st_size, datasets.from_log(path, **COLUMNS).fingerprint))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_entry_is_built_again(tmp_path, own_cache, damage):
     path = log_file(tmp_path / "log.csv")
@@ -382,6 +392,14 @@ def test_nothing_is_left_of_a_failure(tmp_path, own_cache, monkeypatch):
     os.utime(old, (time.time() - 7200,) * 2)
     datasets.from_log(path, **COLUMNS)
     assert [file.suffix for file in kept(own_cache)] == [".safetensors"]
+
+
+def test_what_another_process_is_writing_is_left_to_it(tmp_path, own_cache):
+    (own_cache / "prepared").mkdir(parents=True)
+    fresh = own_cache / "prepared" / "x.unfinished"
+    fresh.write_bytes(b"half")
+    datasets.from_log(log_file(tmp_path / "log.csv"), **COLUMNS)
+    assert fresh in kept(own_cache) and len(kept(own_cache)) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

@@ -139,6 +139,12 @@ def test_bf16_is_refused_where_it_is_not_written(form):
         FullSoftmax("bf16", form)
 
 
+def test_bf16_is_refused_where_a_model_has_neither_a_product_nor_a_softmax_of_its_own():
+    scores = Scores(Opaque(torch.randn(12, 4)), torch.randn(3, 4))
+    with pytest.raises(ValueError, match="precision='bf16' wants a model .* with a softmax of its own; use 'fp32'"):
+        FullSoftmax("bf16")(scores, torch.arange(3))
+
+
 def test_a_form_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="'auto', 'kept', 'blocked', 'chunked' or 'plain', got 'fused'"):
         FullSoftmax(form="fused")

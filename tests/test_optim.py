@@ -174,6 +174,14 @@ def test_the_rate_of_the_table_falls_by_the_schedule_of_the_others():
     assert [group["lr"] for o in optimizers for group in o.param_groups] == pytest.approx([0.03, 0.01])
 
 
+def test_every_further_table_of_a_model_has_the_rate_of_the_item_table():
+    model = build("gru4rec-2018", 6, dim=3, embedding="separate")
+    groups = [group for o in make_optimizers(model, lr=0.1, table_lr=0.3) for group in o.param_groups]
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    of_tables = {name for name, p in model.named_parameters() if rates[id(p)] == pytest.approx(0.3)}
+    assert of_tables == {"table", "inputs"} and sorted(set(rates.values())) == pytest.approx([0.1, 0.3])
+
+
 @pytest.mark.parametrize("loss", ["full", "triplet"])
 def test_a_run_with_a_rate_for_the_table_resumes_to_the_same_bits_and_not_with_another_rate(loss, tmp_path):
     fields = {"loss": loss, "l2": 0.0} | config_fields(["table_lr=0.06", "lr=0.02", "lr_every=1"])

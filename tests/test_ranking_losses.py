@@ -114,6 +114,19 @@ def test_candidates_scored_minus_infinity_change_nothing(name):
     assert masked.grad[:, 3:].eq(0).all() and expected.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["xe", "bpr-max"])
+def test_a_truth_whose_probability_underflows_loses_a_finite_amount(name):
+    r = torch.tensor([[-200.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    rows = FORMS[name](r)
+    torch.testing.assert_close(rows, torch.tensor([-math.log(1e-24), math.log(2)]))
+    rows.sum().backward()
+    assert r.grad.isfinite().all()
+
+
+def test_a_truth_without_others_meets_no_hardness():
+    assert rl.hardness(torch.tensor([[1.0]])).tolist() == [[0.0]]
+
+
 def test_activations():
     x = torch.tensor([[-2.0, 0.0, 3.0]]).double()
     assert torch.equal(rl.activate(x, "linear"), x) and torch.equal(rl.activate(x, "tanh"), x.tanh())
@@ -170,6 +183,13 @@ def test_accidental_hits_stay_unless_they_are_masked(scores):
     without = torch.stack([F.cross_entropy(r[b, keep][None], torch.tensor([at])) for b, keep, at in
                            ((0, [0, 1], 0), (1, [0, 1, 2], 1), (2, [1, 2], 1))])  # fmt: skip
     torch.testing.assert_close(XE(0, logq=0.0, mask_hits=True)(scores, TARGET), without.mean())
+
+
+def test_rows_that_masking_leaves_without_a_negative_lose_a_finite_amount(scores):
+    loss = BPRMax(0, mask_hits=True)(scores, torch.tensor([3, 3, 3]))
+    assert loss.item() == pytest.approx(-math.log(1e-24))
+    loss.backward()
+    assert scores.query.grad.isfinite().all()
 
 
 def test_every_item_once_as_a_sample_is_the_full_softmax(scores, monkeypatch):

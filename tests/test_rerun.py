@@ -102,8 +102,8 @@ def test_a_record_says_in_what_it_departs_and_how_it_is_made_again(tmp_path):
         "the last one moved HR@20 by +1.50."
     )
     assert rerun.extents(tmp_path, "diginetica", ["stamp", "narm", "stamp"]) == (
-        "Of 1 runs recorded on diginetica, stopped before their recipes' last epoch: stamp 2 of 8; "
-        "trained in bfloat16: stamp."
+        "Of 1 runs recorded on diginetica, stopped before their recipes' last epoch: `stamp` 2 of 8; "
+        "trained in bfloat16: `stamp`."
     )
     held["recipe"]["config"] |= {"epochs": planned}
     put(tmp_path, held)
@@ -121,7 +121,7 @@ def test_the_extents_of_variants_are_told_too(tmp_path, path):
     put(tmp_path, held)
     put(tmp_path, record("tagnn", "yoochoose1_64"))
     told = rerun.extents(tmp_path, "yoochoose1_64", ["tagnn", "tagnn--average"], path=path, title="Yoochoose")
-    assert told == "Of 2 runs recorded on Yoochoose, stopped before their recipes' last epoch: tagnn--average 2 of 6."
+    assert told == "Of 2 runs recorded on Yoochoose, stopped before their recipes' last epoch: `tagnn--average` 2 of 6."
 
 
 def test_a_record_without_the_select_run_of_its_recipe_says_so(tmp_path):
@@ -134,7 +134,7 @@ def test_a_record_without_the_select_run_of_its_recipe_says_so(tmp_path):
     assert rerun.shortened(tmp_path, "stamp", "diginetica") == (
         "The run of stamp on diginetica here had no select run: its last epoch is the honest one."
     )
-    assert rerun.extents(tmp_path, "diginetica", ["stamp"]).endswith("so that the last epoch is the honest one: stamp.")
+    assert rerun.extents(tmp_path, "diginetica", ["stamp"]).endswith("epoch is the honest one: `stamp`.")
     held["recipe"]["config"] |= {"epochs": 2}
     put(tmp_path, held)
     assert rerun.shortened(tmp_path, "stamp", "diginetica").endswith(

@@ -377,6 +377,18 @@ def test_a_small_catalogue_has_all_other_items_as_negatives_by_default():
     assert SampledSoftmax(counts=torch.ones(600, dtype=torch.long)).negatives == 512
 
 
+def test_by_default_the_sampled_softmax_draws_by_the_root_of_the_clicks_and_the_other_losses_uniformly():
+    root, uniform = COUNTS.double().sqrt(), torch.ones(V, dtype=torch.float64)
+    for kind, weights in ((SampledSoftmax, root), (NegativeSampling, uniform), (Triplet, uniform), (GBCE, uniform)):
+        drawn = kind(counts=COUNTS).noise.log_q(torch.arange(V)).double().exp()
+        torch.testing.assert_close(drawn, weights / weights.sum(), rtol=1e-5, atol=0)
+
+
+def test_published_settings_are_the_defaults():
+    triplet, gbce = Triplet(counts=COUNTS), GBCE(counts=COUNTS)
+    assert (triplet.negatives, triplet.shared, triplet.margin, triplet.hardest, gbce.t) == (1, False, 0.5, False, 0.75)
+
+
 def test_the_other_rows_targets_come_as_often_as_items_are_targets():
     windows = Sessions.from_lists([[0, 1, 2], [0, 2], [0, 2, 1, 1]], 3).prefixes()
     loss = make_loss(build("stamp", 3), TrainConfig(loss="in-batch"), windows)

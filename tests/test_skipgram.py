@@ -335,6 +335,7 @@ def test_skip_gram_stops_for_good_once_a_pass_changes_nothing():
 
     assert every == after(3.0) == after(3.0, 2.0) == after(3.0, 2.9989) == after(2.0, 2.1)
     assert after(3.0, 2.9991) == after(3.0, 3.0) == after(3.0, 2.9999, 0.0, 0.0) == 0  # 2 passes: 0.0005 each
+    assert after(3.0, 2.9999, 0.0) == 0
     one = SkipGramTask(model, 1, 0.1, 1e-3)
     assert one.steps([{"auxiliary": {"skip-gram": loss}} for loss in (3.0, 2.9994)]) == every // 2
     assert one.steps([{"auxiliary": {"skip-gram": loss}} for loss in (3.0, 2.9996)]) == 0

@@ -32,6 +32,14 @@ def test_an_absurd_id_is_refused_and_named(tmp_path, where):
         datasets.from_folder(path, num_items=9)
 
 
+@pytest.mark.parametrize("train, test", [([[1, 2], [3, 10]], [[1, 2]]), ([[1, 2]], [[1, 2], [3, 10]])])
+def test_an_id_that_is_one_too_large_for_the_catalogue_is_refused(tmp_path, train, test):
+    path = folder(tmp_path, train, test)
+    with pytest.raises(DataError, match="session 1 holds item 10, but ids must lie in 1..9; number"):
+        datasets.from_folder(path, num_items=9)
+    assert datasets.from_folder(path, num_items=10).num_items == 10
+
+
 def test_a_large_catalogue_with_few_clicks_is_read(tmp_path):
     data = datasets.load(folder(tmp_path / "meli", [[1, 2], [1_279_791, 3]], [[1, 2]]))
     assert data.num_items == 1_279_791 and data.train[1] == [1_279_790, 2]
@@ -46,6 +54,8 @@ def test_a_test_that_is_a_copy_of_training_sessions_is_refused(tmp_path):
     train, fresh = sessions_of([6] * 40, 0), sessions_of([6] * 20, 1)
     with pytest.raises(DataError, match=r"test.txt: 20 of its 40 sessions of 5 clicks .* first is session 20.*by time"):
         datasets.load(folder(tmp_path / "half", train, fresh + train[:20]))
+    with pytest.raises(DataError, match="20 of its 20 sessions"):
+        datasets.load(folder(tmp_path / "all", train, train[:20]))
     data = datasets.load(folder(tmp_path / "less", train, fresh + train[:19]))  # fewer than half
     assert data.statistics()["test_sessions_in_train"] == 19
     assert datasets.load(folder(tmp_path / "few", train, train[:19])).statistics()["test_sessions_in_train"] == 19

@@ -251,6 +251,16 @@ def test_rows_of_a_lookup_and_its_sparse_gradient_without_a_softmax():
     torch.testing.assert_close(t1.grad.to_dense(), t2.grad)
 
 
+def test_the_sparse_gradients_of_two_backward_passes_add_up():
+    table, _, ids, _ = problem()
+    t1, t2 = table.clone().requires_grad_(), table.clone().requires_grad_()
+    for rows, factor in ((ids, 1.0), (ids[:4], -2.5)):
+        (lookup(t1, rows).square().sum() * factor).backward()
+        (F.embedding(rows, t2).square().sum() * factor).backward()
+    assert t1.grad.is_sparse
+    torch.testing.assert_close(t1.grad.to_dense(), t2.grad, rtol=0, atol=1e-12)
+
+
 def test_a_lookup_passes_no_gradient_to_a_second_order():
     table, _, ids, _ = problem()
     (grad,) = torch.autograd.grad(lookup(table.requires_grad_(), ids).square().sum(), table, create_graph=True)

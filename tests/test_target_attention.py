@@ -201,6 +201,15 @@ def test_large_products_neither_overflow_nor_lose_the_gradient():
         assert mine.grad.isfinite().all() and ((mine.grad - exact.grad).norm() / exact.grad.norm()).item() < 1e-2
 
 
+def test_a_target_far_below_the_best_item_saturates_the_value_and_keeps_its_gradient():
+    keys, values = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
+    slots, table = Slots(keys, values, torch.zeros(2, 1)), torch.tensor([[200.0], [0.0], [5.0]], requires_grad=True)
+    loss = softmax_loss(slots, table, torch.tensor([1, 1]))
+    assert loss.item() == pytest.approx(87.33655)  # log of the smallest normal float32
+    loss.backward()
+    assert table.grad[:, 0].tolist() == pytest.approx([1, -1, 0])
+
+
 def test_float32_equals_double_to_seven_digits():
     for mine, textbook in zip(losses(problem(torch.float32), "fused"), losses(problem(torch.float32), "textbook"),
                               strict=True):  # fmt: skip

@@ -113,6 +113,12 @@ def test_ctrl_c_is_not_taken_for_the_end_of_the_budget(tmp_path, monkeypatch):
         work_package.fill([of_demo("pop")], tmp_path / "w", tmp_path / "r", budget=600.0)
 
 
+def test_no_alarm_is_left_when_the_work_is_done_before_the_budget_ends(tmp_path):
+    before = signal.getsignal(signal.SIGALRM)
+    assert work_package.fill([], tmp_path / "w", tmp_path / "r", budget=100.0) == []
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and signal.getsignal(signal.SIGALRM) == before
+
+
 def test_a_record_that_cannot_be_read_is_refused_before_anything_runs(tmp_path):
     put(tmp_path, record("pop", "demo")).write_text('{"schema": 1')
     with pytest.raises(ValueError, match="pop--demo--seed0.json is not a record"):

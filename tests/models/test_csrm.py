@@ -241,6 +241,14 @@ def test_an_empty_memory_without_a_gate_is_the_sessions_own_vector_twice():
     torch.testing.assert_close(seen["c"][:, :D], model.memory.rows[:6], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["input_dropout", "dropout"])
+def test_each_dropout_acts_alone_and_in_training_only(name):
+    """Equal sessions, read before any of them is in the memory."""
+    model, batch = model_of(**SMALL | {name: 0.5}), batch_of(*[[1, 2, 1, 3]] * 50)
+    assert model.encode(batch).std(0).min() > 0.01
+    assert model.eval().encode(batch).std(0).max() < 1e-12
+
+
 def test_evaluation_reads_what_training_left_and_writes_nothing():
     model = model_of(**SMALL)
     model.encode(batch_of(*SESSIONS))

@@ -223,6 +223,14 @@ def test_a_batch_of_one_click_can_be_trained_on():
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
+def test_the_recurrent_weights_have_a_gradient_where_no_node_has_two_in_edges():
+    """It is zero, and an optimizer with momentum goes on."""
+    model = model_of(training=True)
+    query(model, [1, 2, 3], [4, 5]).sum().backward()
+    recurrent = [layer.gru.hidden.weight for layer in model.layers if isinstance(layer, EOPA)]
+    assert len(recurrent) == 2 and all(weight.grad is not None and weight.grad.eq(0).all() for weight in recurrent)
+
+
 def test_slopes_belong_to_the_last_dimension():
     x, mine = torch.randn(2, 5, 3), PReLU(3)
     nn.init.uniform_(mine.weight)

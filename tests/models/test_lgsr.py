@@ -1,6 +1,7 @@
 """LGSR against its equations in a loop; its invariants, size and ablations."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -46,28 +47,29 @@ def normalised(x, norm):
     return torch.stack(rows) * norm.weight + norm.bias
 
 
-def states_loop(model: LGSR, session: list[int]):
-    """f_1 ... f_L of the clicks that are read, one after another."""
+def states_loop(model: LGSR, session: list[int], kept: float = 1.0):
+    """f_1 ... f_L of the clicks that are read, one after another; `kept` is what dropout leaves of an entry."""
     part, block = model.recommender, model.recommender.block
     W_q, (W_k, W_v) = block.attention.Q.weight, block.attention.KV.weight.split(D)
     session = session[-model.max_positions :]
-    x = [model.table[item] + part.positions.table[len(session) - 1 - i] for i, item in enumerate(session)]
+    x = [kept * (model.table[item] + part.positions.table[len(session) - 1 - i]) for i, item in enumerate(session)]
     states = []
     for i, asking in enumerate(x):
         e = [((W_q @ asking) @ (W_k @ key) / math.sqrt(D)).exp() for key in x[: i + 1]]
         y = sum(weight / sum(e) * (W_v @ value) for weight, value in zip(e, x, strict=False))
         if len(block.norms):
             y = normalised(y + asking, block.norms[0])
-        f = block.W2.weight @ torch.relu(block.W1.weight @ y + block.W1.bias) + block.W2.bias
+        inner = kept * torch.relu(block.W1.weight @ y + block.W1.bias)
+        f = kept * (block.W2.weight @ inner + block.W2.bias)
         states.append(normalised(f + y, block.norms[1]) if len(block.norms) else f)
     return states
 
 
-def forward_loop(model: LGSR, session: list[int]):
+def forward_loop(model: LGSR, session: list[int], kept: float = 1.0):
     """The query of one session."""
-    part, f = model.recommender, states_loop(model, session)
+    part, f = model.recommender, states_loop(model, session, kept)
     if part.q is None:
-        return part.W3.weight @ f[-1]
+        return part.W3.weight @ (kept * f[-1])
     logits = []
     for f_i in f:
         inner = part.W1.weight @ f[-1] + part.W2.weight @ f_i
@@ -78,7 +80,7 @@ def forward_loop(model: LGSR, session: list[int]):
         logits.append(part.q.weight[0] @ inner)
     e = [logit.exp() for logit in logits]
     pooled = sum(weight / sum(e) * f_i for weight, f_i in zip(e, f, strict=True))
-    return part.W3.weight @ torch.cat([f[-1], pooled])
+    return part.W3.weight @ (kept * torch.cat([f[-1], pooled]))
 
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)
@@ -154,6 +156,15 @@ def test_the_number_of_parameters_is_the_published_one():
     assert size(LGSR(50, nce=True).skipgram) == 50 * 100 + 50 and size(LGSR(50).skipgram) == 50 * 100
 
 
+def test_the_defaults_are_the_papers():
+    wanted = {
+        "dim": 100, "g": 2, "dropout": 0.3, "max_positions": 19, "rounds": 13, "length": 50, "window": 8,
+        "negatives": 512, "pairs": 8192, "skipgram_lr": 1e-3,
+    }  # fmt: skip
+    taken = inspect.signature(LGSR).parameters
+    assert {name: taken[name].default for name in wanted} == wanted
+
+
 def test_the_initialisation_has_the_published_widths():
     model = LGSR(500, 100, **CODE)
     for name, parameter in model.named_parameters():
@@ -179,6 +190,20 @@ def test_dropout_is_for_training_only():
     assert not torch.equal(query(model, [1, 2, 3]), query(model, [1, 2, 3]))
     model.eval()
     assert torch.equal(query(model, [1, 2, 3]), query(model, [1, 2, 3]))
+
+
+@pytest.mark.parametrize("arguments", [{}, CODE, {"pooling": False}], ids=str)
+def test_dropout_acts_on_inputs_both_layers_and_what_the_last_map_reads(arguments, monkeypatch):
+    """A third of everything stands for it, to see where it acts."""
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda dropout, x: x / 3)
+    model = model_of(**arguments)
+    expected = torch.stack([forward_loop(model, session, kept=1 / 3) for session in SESSIONS])
+    torch.testing.assert_close(query(model, *SESSIONS), expected, rtol=0, atol=1e-12)
+
+
+def test_the_attention_has_a_dropout_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda dropout, x: x)
+    assert query(model_of(dropout=0.5), *[[1, 2, 1, 3]] * 50).std(0).min() > 0.01
 
 
 TOYS = random_sessions(60, V, seed=4, shortest=2)

@@ -300,11 +300,16 @@ def test_mistakes_are_named():
         "weighting is one of div": lambda: VSKNN(3, weighting="x"),
         "decay is one of div": lambda: VSKNN(3, decay="x"),
         "at least 1": lambda: STAN(3, k=0),
-        "lambdas must be positive": lambda: STAN(3, lambda2=0),
         "call fit": lambda: STAN(3).score(Batch.of([[1]], 3)),
     }.items():
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("name", ["lambda1", "lambda2", "lambda3"])
+def test_every_lambda_must_be_positive(name):
+    with pytest.raises(ValueError, match="the lambdas must be positive, got .*0"):
+        STAN(3, **{name: 0})
 
 
 def test_presets_are_settings_of_the_systems():
@@ -313,6 +318,29 @@ def test_presets_are_settings_of_the_systems():
         for name, arguments in presets.items():
             model = (VSKNN if name == "v-sknn" else STAN)(5, **arguments)
             assert (model.k, model.sample_size) == (arguments["k"], arguments["sample_size"])
+
+
+TUNED = {
+    "yoochoose1_64": {
+        "v-sknn": (1000, 5000, "log", "quadratic", 2), "stan": (1500, 10000, 1e-5, 2.5, 4, 3),
+        "stan-hr": (500, 5000, 1, 10, 1, 3),
+    },
+    "diginetica": {
+        "v-sknn": (1500, 10000, "quadratic", "linear", 10), "stan": (500, 5000, 1.25, 80, 5, 150),
+        "stan-hr": (500, 2500, 2.5, 80, 5, 150),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", TUNED)
+def test_presets_are_the_tuned_settings_of_the_specs(dataset):
+    """The days that a log spans are ours."""
+    vsknn = VSKNN(5, **PRESETS[dataset]["v-sknn"])
+    found = {"v-sknn": (vsknn.k, vsknn.sample_size, vsknn.weighting, vsknn.decay, vsknn.idf_weight)}
+    for name in ("stan", "stan-hr"):
+        stan = STAN(5, **PRESETS[dataset][name])
+        found[name] = (stan.k, stan.sample_size, stan.lambda1, stan.lambda2, stan.lambda3, stan.span_days)
+    assert found == TUNED[dataset] and vsknn.kind == "vec"
 
 
 @pytest.mark.parametrize("name, expected", [("v-sknn", (53.05, 18.12)), ("stan", (53.12, 18.42))])

@@ -256,6 +256,24 @@ def test_no_probability_underflows():
     assert model.score(RepeatQuery(items, mode, repeat, explore))[0, 0].item() == pytest.approx(-300)
 
 
+def test_the_loss_over_new_targets_stays_finite_and_keeps_its_gradient():
+    """Its value saturates where the softmax of the unseen items underflows."""
+    model, mode = RepeatNet(4, 1), torch.tensor([[0.5, 0.5]]).log()
+    with torch.no_grad():
+        model.W_o.weight.copy_(torch.tensor([[0.0, 0], [0, 0], [100, 0], [-100, 0]]))
+    query = RepeatQuery(torch.tensor([[0, 1]]), mode, torch.tensor([[-1.0, -1]]), torch.tensor([[1.0, 0]]))
+    loss = FullSoftmax()(Scores(model, query), torch.tensor([3]))
+    assert loss.item() == pytest.approx(87.33655 + math.log(2))  # log of the smallest normal float32
+    loss.backward()
+    assert model.W_o.weight.grad[:, 0].tolist() == pytest.approx([0, 0, 1, -1])
+
+
+def test_another_precision_than_the_tables_is_refused():
+    model = model_of()
+    with pytest.raises(ValueError, match="precision='bf16' wants a model whose scores are a plain product"):
+        FullSoftmax("bf16")(Scores(model, model.encode(Batch.of(SESSIONS, V))), TARGETS)
+
+
 def test_a_session_on_the_whole_catalogue_can_only_repeat():
     model = model_of()
     query = model.encode(Batch.of([list(range(V))], V))

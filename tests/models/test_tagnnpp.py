@@ -182,6 +182,13 @@ def test_the_node_of_the_smallest_item_hears_itself_and_the_padding_alone():
     assert not torch.allclose(model.encode(Batch.of([session], V)).keys[0, 1], seen[1][1])
 
 
+def test_a_session_as_long_as_the_padding_has_no_node_of_it():
+    padded, bare = model_of(**CODE).eval(), model_of(form="code").eval()
+    long = [session for session in SESSIONS if len(session) >= CODE["pad_to_test"]]
+    torch.testing.assert_close(scores(padded, *long), scores(bare, *long), rtol=0, atol=1e-12)
+    assert not torch.allclose(scores(padded, [1, 2, 1, 3]), scores(bare, [1, 2, 1, 3]))
+
+
 def test_the_code_depends_on_the_numbers_of_the_items_and_the_paper_does_not():
     order = torch.randperm(V)
     for arguments, same in (({}, True), ({"form": "code"}, False)):

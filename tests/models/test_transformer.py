@@ -1,5 +1,6 @@
 """The Transformer against its equations in a loop, its invariants, and the states of all positions."""
 
+import inspect
 import math
 
 import pytest
@@ -51,17 +52,19 @@ def attend_loop(attention, x, causal):
     return after
 
 
-def states_loop(model, session):
-    """Equations 9.1 to 9.3 for every click that is read."""
+def states_loop(model, session, kept=1.0):
+    """Equations 9.1 to 9.3 for every click that is read; `kept` is what dropout leaves of an entry."""
     session = session[-model.max_positions :]
     x = [model.table[item] for item in session]
     if model.counted_from != "none":
         rows = range(len(x)) if model.counted_from == "start" else reversed(range(len(x)))
         x = [e + model.positions.table[row] for e, row in zip(x, rows, strict=True)]
+    x = [kept * state for state in x]
     for block in model.blocks:
         found = attend_loop(block.attention, [normalised(block.norm1, state) for state in x], model.causal)
-        x = [state + y for state, y in zip(x, found, strict=True)]
-        x = [state + affine(block.W2, affine(block.W1, normalised(block.norm2, state)).clamp(min=0)) for state in x]
+        x = [state + kept * y for state, y in zip(x, found, strict=True)]
+        inner = [kept * affine(block.W1, normalised(block.norm2, state)).clamp(min=0) for state in x]
+        x = [state + kept * affine(block.W2, y) for state, y in zip(x, inner, strict=True)]
     return [normalised(model.norm, state) for state in x]
 
 
@@ -187,6 +190,22 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(query(model.eval(), *SESSIONS), query(plain, *SESSIONS))
     drawn = query(model.train(), *[[1, 2, 1, 3]] * 50)
     assert drawn.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("arguments", [{}, {"blocks": 2}, {"positions": "none"}], ids=str)
+def test_dropout_acts_on_inputs_both_halves_and_the_inner_layer(arguments, monkeypatch):
+    """A third of everything stands for it, to see where it acts."""
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda dropout, x: x / 3)
+    model = model_of(**arguments)
+    expected = torch.stack([states_loop(model, session, kept=1 / 3)[-1] for session in SESSIONS])
+    torch.testing.assert_close(query(model, *SESSIONS), expected, rtol=0, atol=1e-12)
+
+
+def test_the_defaults_are_those_of_the_specs():
+    """For dropout they give a range, 0.1 to 0.3: its middle."""
+    taken = inspect.signature(Transformer).parameters
+    wanted = {"dim": 100, "blocks": 1, "heads": 2, "dropout": 0.2, "positions": "end", "max_positions": 50}
+    assert {name: taken[name].default for name in wanted} == wanted
 
 
 def size(model):
