@@ -171,7 +171,7 @@ def extents(
     path: Path | str = "",
     title: str = "",
 ) -> str:
-    """A sentence on runs recorded on a dataset: which stopped early, ran in bfloat16, or without a select run.
+    """A Markdown sentence on runs recorded on a dataset: which stopped early, ran in bfloat16, or without a select run.
 
     Args:
         names: of the runs, variants too (``lgsr--a``); those without a record are passed over.
@@ -180,9 +180,9 @@ def extents(
     """
     files = {name: Path(folder, _file(name, dataset, seed)) for name in dict.fromkeys(names)}
     departs = {name: departures(records.read(file), path) for name, file in files.items() if file.exists()}
-    early = [f"{name} {d['epochs'][0]} of {d['epochs'][1]}" for name, d in departs.items() if "epochs" in d]
-    rough = [name for name, d in departs.items() if d.get("precision", ("",))[0] == "bf16"]
-    fixed = [name for name, d in departs.items() if "final-only" in d]
+    early = [f"`{name}` {d['epochs'][0]} of {d['epochs'][1]}" for name, d in departs.items() if "epochs" in d]
+    rough = [f"`{name}`" for name, d in departs.items() if d.get("precision", ("",))[0] == "bf16"]
+    fixed = [f"`{name}`" for name, d in departs.items() if "final-only" in d]
     parts = [f"stopped before their recipes' last epoch: {', '.join(early)}"] if early else []
     parts += [f"trained in bfloat16: {', '.join(rough)}"] if rough else []
     parts += [f"without a select run, so that the last epoch is the honest one: {', '.join(fixed)}"] if fixed else []

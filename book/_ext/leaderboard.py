@@ -28,7 +28,7 @@ from sbr_core.models.base import CountingModel
 STYLE = """<style>
 .dt-container { font-size: 0.85rem; }
 .dt-container th input { width: 100%; min-width: 4.5em; box-sizing: border-box; font-size: inherit; }
-.dt-container td code { font-size: 0.8rem; }
+.dt-container td code { font-size: 0.8rem; white-space: nowrap; }
 </style>"""
 TITLES = {"honest HR@20": "HR@20", "honest MRR@20": "MRR@20", "as published HR@20": "best HR@20"}
 TITLES |= {"as published MRR@20": "best MRR@20", "examples_per_second": "examples/s"}
@@ -39,8 +39,8 @@ def board(folder: Path) -> pd.DataFrame:
 
     Returns:
         Columns system, dataset, seed, HR@20, ± HR, MRR@20, ± MRR, epoch picked by, epochs ("4 of 6" of a run that
-        stopped before its recipe's last), best HR@20, best MRR@20, minutes, examples/s, device, record (a link) and
-        repeat (a command).
+        stopped before its recipe's last), best HR@20, best MRR@20, minutes (of training; all of a run that counts),
+        examples/s, device, record (a link) and repeat (a command).
     """
     found = tables.load(folder)
     found = found.assign(made_up=found.dataset == "demo", value=-found["honest MRR@20"].astype(float))
@@ -48,9 +48,10 @@ def board(folder: Path) -> pd.DataFrame:
     shown = found.rename(columns=TITLES)
     for metric in ("HR", "MRR"):
         shown[f"± {metric}"] = (found[f"high {metric}@20"] - found[f"low {metric}@20"]).astype(float) / 2
-    shown["minutes"] = found.seconds.astype(float) / 60
     shown["record"] = [_link(folder, Path(path)) for path in found.record]
     read, of_plan = [records.read(Path(path)) for path in found.record], folder.parent / "plan.toml"
+    spent = [records.training_seconds(record) or record["seconds"] for record in read]
+    shown["minutes"] = [seconds / 60 for seconds in spent]
     shown["epoch picked by"] = [picked_by(record) for record in read]
     shown["epochs"] = [epochs_of(record, of_plan) for record in read]
     shown["repeat"] = [_command(record, of_plan) for record in read]
@@ -156,6 +157,7 @@ class MissingRuns(Records):
         text = f"{len(todo)} runs are missing, on a CPU {rerun.hours(todo)}."
         shown = todo.assign(command=todo.command.map(lambda line: f"<code>{escape(line)}</code>"))
         shown["order"] = range(1, len(shown) + 1)
+        shown["minutes"] = shown.minutes.astype(float).round().astype("Int64")
         shown = shown[["order", "system", "dataset", "seed", "minutes", "time", "why", "command"]]
         return f"<p>{text}</p><div>{interactive(shown, 'table-of-missing-runs', pageLength=10)}</div>"
 
