@@ -308,7 +308,7 @@ def test_mistakes_are_named():
 
 @pytest.mark.parametrize("name", ["lambda1", "lambda2", "lambda3"])
 def test_every_lambda_must_be_positive(name):
-    with pytest.raises(ValueError, match="the lambdas must be positive, got .*0"):
+    with pytest.raises(ValueError, match="the lambdas must be positive"):
         STAN(3, **{name: 0})
 
 
